@@ -1,0 +1,57 @@
+"""Catena: raw material to dataset, dataset to model, model to service, service to feedback, with one lineage.
+
+The public names are resolved on first use, so that `import catena` costs milliseconds and never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# Daft reports its use to its makers unless told not to; that is for the user to decide, so the default is no.
+os.environ.setdefault("DO_NOT_TRACK", "true")
+# Spinning barriers of OpenMP cost a factor of ten on shared virtual CPUs; see docs/log.md.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "open": "catena.workspace:open",
+    "Workspace": "catena.workspace:Workspace",
+    "CatenaError": "catena.core.errors:CatenaError",
+    "Config": "catena.core.config:Config",
+    "Context": "catena.core.stage:Context",
+    "stage": "catena.core.stage:stage",
+    "Sample": "catena.core.sample:Sample",
+    "DatasetVersion": "catena.core.types:DatasetVersion",
+    "ModelVersion": "catena.core.types:ModelVersion",
+    "Report": "catena.core.types:Report",
+    "Run": "catena.core.types:Run",
+    "Score": "catena.core.types:Score",
+    "load_recipe": "catena.flow.recipe:load_recipe",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from catena.core.config import Config
+    from catena.core.errors import CatenaError
+    from catena.core.sample import Sample
+    from catena.core.stage import Context, stage
+    from catena.core.types import DatasetVersion, ModelVersion, Report, Run, Score
+    from catena.flow.recipe import load_recipe
+    from catena.workspace import Workspace, open
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'catena' has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

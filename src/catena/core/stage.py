@@ -1,0 +1,162 @@
+"""Stages: plain functions from artifacts to an artifact, with a typed config.
+
+    @stage("data.dedup")
+    def dedup(ctx: Context, cfg: DedupConfig, *, source: DatasetVersion) -> DatasetVersion: ...
+
+The signature is the interface: from it come the check of a recipe's edges, the help of the command line, and lineage.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from catena.core.config import Config
+from catena.core.digest import digest_of, sha256
+from catena.core.events import Events, Progress
+from catena.core.generate import GENERATORS, Generator
+from catena.core.types import KINDS, ArtifactBase, ModelVersion
+
+if TYPE_CHECKING:
+    from catena.hub.store import Store
+
+Function = TypeVar("Function", bound=Callable[..., ArtifactBase])
+
+# Packages whose code carries artifacts about and does not decide what is in them: a change there re-runs nothing.
+CARRIERS = ("catena.core", "catena.hub", "catena.flow", "catena.cli")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All that a stage is given beside its config and inputs. Nothing else is global."""
+
+    store: Store
+    workdir: Path
+    """A folder of this stage's own. It survives a kill and is there again when the same work goes on."""
+    seed: int
+    events: Events
+    name: str = ""
+    """The name that the output will get; `store.latest(name)` is what was made under it before."""
+
+    def progress(self, label: str, total: int | None = None, unit: str = "rows") -> Progress:
+        """Start a progress line with rate and time left."""
+        return self.events.progress(label, total, unit)
+
+    def generator(self, model: ModelVersion, spec: str = "native", **options: Any) -> Generator:
+        """Open a generator over a stored model, by registry name."""
+        opened: Generator = GENERATORS.load(spec)(self.store.checkout(model), **options)
+        return opened
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What `@stage` reads off a function."""
+
+    name: str
+    function: Callable[..., ArtifactBase]
+    config: type[Config]
+    inputs: Mapping[str, tuple[type[ArtifactBase], ...]]
+    """Input name to the artifact classes it takes."""
+    optional: frozenset[str]
+    output: tuple[type[ArtifactBase], ...]
+    volatile: bool
+    """Its result depends on the world outside (a crawl): cached all the same, made again with `--refresh`."""
+    uses: tuple[str, ...] = ()
+    """Modules that it reaches by registry name, so that a change of their code counts as a change of its own."""
+    summary: str = field(default="")
+
+    def code(self) -> str:
+        """Return the digest of the source that decides this stage's output."""
+        return code_digest(self.function.__module__, *self.uses)
+
+
+def stage(name: str, *, volatile: bool = False, uses: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+    """Mark a function `(ctx, cfg, *, inputs...) -> artifact` as a stage; it stays an ordinary function."""
+
+    def mark(function: Function) -> Function:
+        function.__dict__["stage"] = (name, volatile, uses)
+        return function
+
+    return mark
+
+
+@cache
+def stage_of(function: Callable[..., ArtifactBase]) -> Stage:
+    """Read a stage off a marked function's signature; raises `TypeError` where the signature is not a stage's."""
+    if "stage" not in function.__dict__:
+        raise TypeError(f"{function.__module__}.{function.__qualname__} is not marked with @stage")
+    name, volatile, uses = function.__dict__["stage"]
+    hints = get_type_hints(function)
+    parameters = list(inspect.signature(function).parameters.values())
+    if len(parameters) < 2 or not issubclass(hints.get(parameters[1].name, object), Config):
+        raise TypeError(f"stage {name!r}: the first two parameters must be (ctx: Context, cfg: <a Config>)")
+    inputs = {parameter.name: _artifact_classes(name, hints[parameter.name]) for parameter in parameters[2:]}
+    return Stage(
+        name=name,
+        function=function,
+        config=hints[parameters[1].name],
+        inputs=inputs,
+        optional=frozenset(parameter.name for parameter in parameters[2:] if parameter.default is not parameter.empty),
+        output=_artifact_classes(name, hints["return"]),
+        volatile=volatile,
+        uses=uses,
+        summary=(inspect.getdoc(function) or "").partition("\n")[0],
+    )
+
+
+def _artifact_classes(name: str, annotation: Any) -> tuple[type[ArtifactBase], ...]:
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    classes = tuple(option for option in options if option is not type(None))
+    if not all(isinstance(option, type) and option in KINDS.values() for option in classes):
+        raise TypeError(f"stage {name!r}: {annotation} is not an artifact class")
+    return classes
+
+
+@cache
+def code_digest(*modules: str) -> str:
+    """Return one digest of the source of these modules and of all that they import from their own packages.
+
+    Function-level imports count too. `CARRIERS` are left out: see there.
+    """
+    found: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in found or name == "catena" or name.startswith(CARRIERS):
+            continue
+        source = _source(name)
+        if source is None:
+            continue
+        found[name] = sha256(source)
+        waiting.extend(_imports(name, source))
+    return digest_of(found)
+
+
+@cache
+def _source(module: str) -> bytes | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Path(spec.origin).read_bytes()
+
+
+def _imports(module: str, source: bytes) -> list[str]:
+    """Return the modules of the same top-level package that `module` imports anywhere."""
+    top = module.partition(".")[0]
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name == top or name.startswith(top + ".")]

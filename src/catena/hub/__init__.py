@@ -1,0 +1,1 @@
+"""Stored things: the index, content-addressed files, dataset tables, lineage, integrity."""

@@ -1,0 +1,168 @@
+"""Content-addressed files: each is stored once, under its SHA-256, through fsspec.
+
+    objects/ab/abcdef...      the bytes, named by their digest
+    checkouts/<artifact>/     a folder of hard links to them, for programs that want paths
+
+A file appears under its name only when it is whole: written beside, synced, renamed. It is verified when it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from catena.core.digest import CHUNK, sha256_of_file
+from catena.core.errors import DataError, IntegrityError
+from catena.core.types import File
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a finished folder durable: every file in it, then every directory."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file so that a reader sees the old bytes or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class FileStore:
+    """Files by digest, below `url` (a folder, or s3://bucket/prefix with the fsspec package for it)."""
+
+    def __init__(self, url: str) -> None:
+        self.fs, self.root = fsspec.core.url_to_fs(url)
+        self.local = isinstance(self.fs, LocalFileSystem)
+
+    def _path(self, sha256: str) -> str:
+        return f"{self.root}/{sha256[:2]}/{sha256}"
+
+    def put(self, source: Path, name: str) -> File:
+        """Store a file's bytes; `name` is its path inside the artifact."""
+        digest = sha256_of_file(source)
+        target = self._path(digest)
+        file = File(path=name, size=source.stat().st_size, sha256=digest)
+        if self.damage(file) is not None:  # absent, or damaged: then sound bytes take the place of the damaged ones
+            self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            temporary = f"{target}.{uuid.uuid4().hex[:8]}.part"
+            try:
+                self.fs.put_file(str(source), temporary)
+                if self.local:
+                    with Path(temporary).open("rb+") as stream:
+                        os.fsync(stream.fileno())
+                    os.chmod(temporary, 0o444)  # noqa: PTH101  hard links share this: nobody writes through a checkout
+                    os.replace(temporary, target)  # noqa: PTH105  over what another process may have put there just now
+                else:
+                    self.fs.mv(temporary, target)
+            finally:
+                if self.fs.exists(temporary):
+                    self.fs.rm_file(temporary)
+        return file
+
+    def put_folder(self, folder: Path) -> tuple[File, ...]:
+        """Store every file below `folder`, in the order of their names. Links are refused."""
+        files = []
+        for path in sorted(folder.rglob("*")):
+            if path.is_symlink():
+                raise DataError(f"{path} is a link", hint="An artifact holds plain files only; copy the target in its place.")
+            if path.is_file():
+                files.append(self.put(path, path.relative_to(folder).as_posix()))
+        return tuple(files)
+
+    def has(self, sha256: str) -> bool:
+        """Tell whether the bytes are there (not whether they are sound)."""
+        return bool(self.fs.exists(self._path(sha256)))
+
+    def damage(self, file: File) -> str | None:
+        """Return what is wrong with a stored file, or None."""
+        path = self._path(file.sha256)
+        if not self.fs.exists(path):
+            return "is missing"
+        if self.fs.size(path) != file.size:
+            return f"has {self.fs.size(path)} bytes instead of {file.size}"
+        return None if self._digest(path) == file.sha256 else "has other bytes than were stored"
+
+    def _digest(self, path: str) -> str:
+        import hashlib
+
+        state = hashlib.sha256()
+        with self.fs.open(path, "rb") as stream:
+            while block := stream.read(CHUNK):
+                state.update(block)
+        return state.hexdigest()
+
+    def checkout(self, files: tuple[File, ...], folder: Path) -> Path:
+        """Lay `files` out in `folder`, verified; returns `folder`. A folder that is whole already is verified and used.
+
+        Raises `IntegrityError`, which names the file, when bytes are not what was stored.
+        """
+        if not folder.exists():
+            temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                for file in files:
+                    self._lay(file, temporary / inside(file.path))
+                temporary.mkdir(parents=True, exist_ok=True)
+                try:
+                    temporary.rename(folder)
+                except OSError:
+                    if not folder.exists():  # another process was faster: its folder is as good
+                        raise
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        for file in files:
+            path = folder / inside(file.path)
+            if not path.exists() or sha256_of_file(path) != file.sha256:
+                shutil.rmtree(folder, ignore_errors=True)  # links only; the stored bytes stay for `catena fsck` to show
+                raise IntegrityError(
+                    f"the stored file {file.path} ({file.sha256[:12]}) is damaged",
+                    hint="`catena fsck` lists what is affected; `catena fsck --forget` lets the next run make it again.",
+                )
+        return folder
+
+    def _lay(self, file: File, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = self._path(file.sha256)
+        if not self.fs.exists(source):
+            raise IntegrityError(f"the stored file {file.path} ({file.sha256[:12]}) is missing", hint="`catena fsck` lists what is affected.")
+        if not self.local:
+            self.fs.get_file(source, str(target))
+            return
+        try:
+            os.link(source, target)
+        except OSError:  # another disk, or a file system without hard links
+            shutil.copyfile(source, target)
+
+    def all(self) -> Iterator[tuple[str, int]]:
+        """Yield the name (a digest, or a leftover ending in .part) and size of every stored file."""
+        for path, info in self.fs.find(self.root, detail=True).items() if self.fs.exists(self.root) else ():
+            yield PurePosixPath(path).name, int(info["size"])
+
+    def remove(self, name: str) -> None:
+        """Delete a stored file by the name that `all` gave."""
+        self.fs.rm_file(self._path(name))
+
+
+def inside(path: str) -> PurePosixPath:
+    """Return a relative path that stays inside its folder; raises `DataError` for any other."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or not pure.parts:
+        raise DataError(f"{path!r} is not a path inside an artifact", hint="Absolute paths and '..' are refused.")
+    return pure
