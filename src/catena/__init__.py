@@ -35,13 +35,19 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from catena.core.config import Config
-    from catena.core.errors import CatenaError
-    from catena.core.sample import Sample
-    from catena.core.stage import Context, stage
-    from catena.core.types import DatasetVersion, ModelVersion, Report, Run, Score
-    from catena.flow.recipe import load_recipe
-    from catena.workspace import Workspace, open
+    from catena.core.config import Config as Config
+    from catena.core.errors import CatenaError as CatenaError
+    from catena.core.sample import Sample as Sample
+    from catena.core.stage import Context as Context, stage as stage
+    from catena.core.types import (
+        DatasetVersion as DatasetVersion,
+        ModelVersion as ModelVersion,
+        Report as Report,
+        Run as Run,
+        Score as Score,
+    )
+    from catena.flow.recipe import load_recipe as load_recipe
+    from catena.workspace import Workspace as Workspace, open as open
 
 
 def __getattr__(name: str) -> Any:

@@ -97,11 +97,13 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
 
     Raises `UsageError` when an assignment has no `=` or leads through something that is not a mapping.
     """
-    result = _copy(values)
+    result: dict[str, Any] = _copy(values)
     for assignment in assignments:
         path, sign, text = assignment.partition("=")
         if not sign or not path.strip():
-            raise UsageError(f"--set {assignment!r} is not of the form a.b=value", hint="For example: --set tune.epochs=2")
+            raise UsageError(
+                f"--set {assignment!r} is not of the form a.b=value", hint="For example: --set tune.epochs=2"
+            )
         target = result
         *parents, last = path.strip().split(".")
         for part in parents:
@@ -138,13 +140,25 @@ def describe(config: type[BaseModel], prefix: str = "") -> list[FieldHelp]:
     """List every field of a config, nested ones with dotted names, with type, default and help."""
     rows: list[FieldHelp] = []
     for name, field in config.model_fields.items():
-        inner = field.annotation if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) else None
+        inner = (
+            field.annotation if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) else None
+        )
         if inner is not None:
             rows.extend(describe(inner, f"{prefix}{name}."))
             continue
         required = field.is_required()
-        default = None if required or field.default is PydanticUndefined else field.get_default(call_default_factory=True)
-        rows.append(FieldHelp(name=prefix + name, type=_type_name(field.annotation), default=_plain(default), required=required, help=field.description or ""))
+        default = (
+            None if required or field.default is PydanticUndefined else field.get_default(call_default_factory=True)
+        )
+        rows.append(
+            FieldHelp(
+                name=prefix + name,
+                type=_type_name(field.annotation),
+                default=_plain(default),
+                required=required,
+                help=field.description or "",
+            )
+        )
     return rows
 
 

@@ -144,8 +144,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"Known: {shown}."
 
 
-_NO_SPACE = re.compile(r"no space left on device|os error 28|disk quota exceeded|database or disk is full", re.IGNORECASE)
-_READ_ONLY = re.compile(r"read-only file system|permission denied|readonly database|unable to open database", re.IGNORECASE)
+_NO_SPACE = re.compile(
+    r"no space left on device|os error 28|disk quota exceeded|database or disk is full", re.IGNORECASE
+)
+_READ_ONLY = re.compile(
+    r"read-only file system|permission denied|readonly database|unable to open database", re.IGNORECASE
+)
 
 
 def environment_problem(error: BaseException, where: str | os.PathLike[str] = "") -> EnvironmentProblem | None:
@@ -157,9 +161,16 @@ def environment_problem(error: BaseException, where: str | os.PathLike[str] = ""
     text = str(error)
     place = str(where or getattr(error, "filename", "") or "the workspace")
     if number in (errno.ENOSPC, errno.EDQUOT) or _NO_SPACE.search(text):
-        return DiskFull(f"no space is left on the disk that holds {place}", hint="Free some space (`catena gc` removes leftovers), then run the same command: it goes on where it was.")
+        return DiskFull(
+            f"no space is left on the disk that holds {place}",
+            hint="Free some space (`catena gc` removes leftovers), then run the same command: it goes on where it was.",
+        )
     if number in (errno.EROFS, errno.EACCES, errno.EPERM) or _READ_ONLY.search(text):
-        return NotWritable(f"{place} cannot be written", hint="Choose another folder with --workspace, or mend its permissions.")
+        return NotWritable(
+            f"{place} cannot be written", hint="Choose another folder with --workspace, or mend its permissions."
+        )
     if number == errno.EADDRINUSE:
-        return PortInUse("the port is in use by another process", hint="Choose another with --port; --port 0 takes any free one.")
+        return PortInUse(
+            "the port is in use by another process", hint="Choose another with --port; --port 0 takes any free one."
+        )
     return None

@@ -27,9 +27,10 @@ class Events:
         self._common = common
         self._lock = threading.Lock()
 
-    def bind(self, **common: Any) -> Events:
-        """Return a stream to the same places whose events carry these fields too."""
-        return Events(self._path, self._listeners, **{**self._common, **common})
+    def bind(self, *, listen: Listener | None = None, **common: Any) -> Events:
+        """Return a stream to the same places (and to `listen`) whose events carry these fields too."""
+        extra = () if listen is None else (listen,)
+        return Events(self._path, (*self._listeners, *extra), **{**self._common, **common})
 
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event."""

@@ -30,10 +30,15 @@ class Registry:
         if self._plugins is None:
             prefix = f"{self.kind}:"
             found = metadata.entry_points(group=PLUGIN_GROUP)
-            self._plugins = {entry.name.removeprefix(prefix): entry.value for entry in found if entry.name.startswith(prefix)}
+            self._plugins = {
+                entry.name.removeprefix(prefix): entry.value for entry in found if entry.name.startswith(prefix)
+            }
             clash = sorted(self._plugins.keys() & self._builtin.keys())
             if clash:
-                raise ConfigError(f"a plugin wants the built-in {self.kind} name {clash[0]!r}", hint="Rename it in the plugin's entry points.")
+                raise ConfigError(
+                    f"a plugin wants the built-in {self.kind} name {clash[0]!r}",
+                    hint="Rename it in the plugin's entry points.",
+                )
         return {**self._builtin, **self._plugins}
 
     def names(self) -> list[str]:
@@ -92,4 +97,6 @@ def _missing(error: ModuleNotFoundError, asked: str, extra: str | None = None) -
     name = extra or EXTRA_OF.get(package)
     if name is None:
         return error
-    return MissingExtra(f"the package {package!r} is not installed", hint=f"Install it with: pip install 'catena-ai[{name}]'")
+    return MissingExtra(
+        f"the package {package!r} is not installed", hint=f"Install it with: pip install 'catena-ai[{name}]'"
+    )

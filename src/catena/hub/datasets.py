@@ -101,7 +101,10 @@ class _Table:
         try:
             line = orjson.dumps(row, option=orjson.OPT_SORT_KEYS, default=_bytes_as_digest)
         except (orjson.JSONEncodeError, TypeError) as error:
-            raise DataError(f"row {row.get('_id')} cannot be stored: {error}", hint="Text must be valid Unicode without lone surrogates.") from error
+            raise DataError(
+                f"row {row.get('_id')} cannot be stored: {error}",
+                hint="Text must be valid Unicode without lone surrogates.",
+            ) from error
         self._digest.update(len(line).to_bytes(8, "big") + line)
         self._buffer.append(row)
         self.rows += 1
@@ -126,6 +129,10 @@ class _Table:
         self._writer.close()
         self._stream.close()
         return self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        """Close the spool as it is."""
+        self._stream.close()
 
     def save(self, target: Path) -> None:
         """Turn the spool into a Lance table."""
@@ -155,7 +162,12 @@ class DatasetWriter:
     def __enter__(self) -> DatasetWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for table in (self._samples, self._rejects):
+            if table is not None:
+                table.abandon()  # an open file would keep its space on a full disk
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -225,7 +237,10 @@ class DatasetWriter:
         if self._rejects is not None:
             self._rejects.save(ready / "rejects.lance")
         paths = sorted(path for path in ready.rglob("*") if path.is_file())
-        files = tuple(File(path=path.relative_to(ready).as_posix(), size=path.stat().st_size, sha256=sha256_of_file(path)) for path in paths)
+        files = tuple(
+            File(path=path.relative_to(ready).as_posix(), size=path.stat().st_size, sha256=sha256_of_file(path))
+            for path in paths
+        )
         (ready / LISTING).write_bytes(orjson.dumps([file.model_dump() for file in files]))
         sync_folder(ready)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +284,7 @@ class Dataset:
             if problem:
                 raise IntegrityError(
                     f"the file {file.path} of dataset {self.version.digest[:12]} {problem}",
-                    hint="`catena fsck` lists what is affected; `catena fsck --forget` lets the next run make it again.",
+                    hint="`catena fsck` lists what is affected, `catena fsck --forget` lets the next run mend it.",
                 )
 
     def __len__(self) -> int:
@@ -295,7 +310,9 @@ class Dataset:
         return lance.dataset(str(self.folder / "samples.lance")).to_table(columns=columns)
 
     def _rows(self, name: str, condition: str | None) -> Iterator[dict[str, Any]]:
-        scanner = lance.dataset(str(self.folder / name)).scanner(filter=condition, scan_in_order=True, batch_size=BATCH_ROWS)
+        scanner = lance.dataset(str(self.folder / name)).scanner(
+            filter=condition, scan_in_order=True, batch_size=BATCH_ROWS
+        )
         for batch in scanner.to_batches():
             yield from batch.to_pylist()
 

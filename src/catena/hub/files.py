@@ -82,7 +82,9 @@ class FileStore:
         files = []
         for path in sorted(folder.rglob("*")):
             if path.is_symlink():
-                raise DataError(f"{path} is a link", hint="An artifact holds plain files only; copy the target in its place.")
+                raise DataError(
+                    f"{path} is a link", hint="An artifact holds plain files only; copy the target in its place."
+                )
             if path.is_file():
                 files.append(self.put(path, path.relative_to(folder).as_posix()))
         return tuple(files)
@@ -91,13 +93,20 @@ class FileStore:
         """Tell whether the bytes are there (not whether they are sound)."""
         return bool(self.fs.exists(self._path(sha256)))
 
+    def size(self, sha256: str) -> int | None:
+        """Return how many bytes are stored under a digest, or None for none at all."""
+        try:
+            return int(self.fs.size(self._path(sha256)))
+        except FileNotFoundError:
+            return None
+
     def damage(self, file: File) -> str | None:
         """Return what is wrong with a stored file, or None."""
-        path = self._path(file.sha256)
-        if not self.fs.exists(path):
+        path, size = self._path(file.sha256), self.size(file.sha256)
+        if size is None:
             return "is missing"
-        if self.fs.size(path) != file.size:
-            return f"has {self.fs.size(path)} bytes instead of {file.size}"
+        if size != file.size:
+            return f"has {size} bytes instead of {file.size}"
         return None if self._digest(path) == file.sha256 else "has other bytes than were stored"
 
     def _digest(self, path: str) -> str:
@@ -133,7 +142,7 @@ class FileStore:
                 shutil.rmtree(folder, ignore_errors=True)  # links only; the stored bytes stay for `catena fsck` to show
                 raise IntegrityError(
                     f"the stored file {file.path} ({file.sha256[:12]}) is damaged",
-                    hint="`catena fsck` lists what is affected; `catena fsck --forget` lets the next run make it again.",
+                    hint="`catena fsck` lists what is affected, `catena fsck --forget` lets the next run mend it.",
                 )
         return folder
 
@@ -141,7 +150,10 @@ class FileStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         source = self._path(file.sha256)
         if not self.fs.exists(source):
-            raise IntegrityError(f"the stored file {file.path} ({file.sha256[:12]}) is missing", hint="`catena fsck` lists what is affected.")
+            raise IntegrityError(
+                f"the stored file {file.path} ({file.sha256[:12]}) is missing",
+                hint="`catena fsck` lists what is affected.",
+            )
         if not self.local:
             self.fs.get_file(source, str(target))
             return

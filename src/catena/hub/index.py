@@ -44,7 +44,9 @@ def make_engine(url: str) -> Engine:
     try:
         engine = create_engine(url, connect_args={"timeout": 30} if url.startswith("sqlite") else {})
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"the package {error.name!r} is not installed", hint="Install it with: pip install 'catena-ai[postgres]'") from error
+        raise MissingExtra(
+            f"the package {error.name!r} is not installed", hint="Install it with: pip install 'catena-ai[postgres]'"
+        ) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _begin_sqlite)
@@ -94,7 +96,9 @@ class Index:
         except DBAPIError as error:
             known = environment_problem(error, self.engine.url.database or "the index")
             if known is None and isinstance(error, OperationalError):
-                known = EnvironmentProblem(f"the index cannot be used: {error.orig}", hint="`catena doctor` checks the database.")
+                known = EnvironmentProblem(
+                    f"the index cannot be used: {error.orig}", hint="`catena doctor` checks the database."
+                )
             if known is None:
                 raise
             raise known from error
@@ -107,10 +111,20 @@ class Index:
             return self._add_artifact(connection, artifact)
 
     def _add_artifact(self, connection: Connection, artifact: Artifact) -> Artifact:
-        values = {"digest": artifact.digest, "kind": artifact.kind, "created": artifact.created or now(), "body": artifact.model_dump_json()}
+        values = {
+            "digest": artifact.digest,
+            "kind": artifact.kind,
+            "created": artifact.created or now(),
+            "body": artifact.model_dump_json(),
+        }
         connection.execute(self._insert(artifacts).values(values).on_conflict_do_nothing())
         body = connection.execute(select(artifacts.c.body).where(artifacts.c.digest == artifact.digest)).scalar_one()
-        return ARTIFACT.validate_json(body)
+        stored = ARTIFACT.validate_json(body)
+        if stored.files != artifact.files:  # a table that was lost and made again: the same rows in new files
+            stored = stored.model_copy(update={"files": artifact.files})
+            change = update(artifacts).where(artifacts.c.digest == artifact.digest)
+            connection.execute(change.values(body=stored.model_dump_json()))
+        return stored
 
     def artifact(self, digest: str) -> Artifact | None:
         """Return the artifact with this full digest."""
@@ -120,7 +134,12 @@ class Index:
 
     def digests_starting(self, prefix: str) -> list[str]:
         """Return up to ten digests that begin so."""
-        query = select(artifacts.c.digest).where(artifacts.c.digest.like(f"{prefix}%")).order_by(artifacts.c.digest).limit(10)
+        query = (
+            select(artifacts.c.digest)
+            .where(artifacts.c.digest.like(f"{prefix}%"))
+            .order_by(artifacts.c.digest)
+            .limit(10)
+        )
         with self._read() as connection:
             return list(connection.execute(query).scalars())
 
@@ -141,14 +160,19 @@ class Index:
     # -- names and tags ----------------------------------------------------------------------------------------------
 
     def add_name(self, name: str, digest: str) -> int:
-        """Make `digest` the newest version of a name; the same digest as the newest adds nothing. Returns the version."""
+        """Make `digest` the newest version of a name, unless it is already; returns the version."""
         with self._write() as connection:
             return self._add_name(connection, name, digest)
 
     def _add_name(self, connection: Connection, name: str, digest: str) -> int:
         if self.engine.dialect.name == "postgresql":  # SQLite has one writer at a time already
             connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
-        newest = connection.execute(select(names.c.version, names.c.digest).where(names.c.name == name).order_by(names.c.version.desc()).limit(1)).first()
+        newest = connection.execute(
+            select(names.c.version, names.c.digest)
+            .where(names.c.name == name)
+            .order_by(names.c.version.desc())
+            .limit(1)
+        ).first()
         if newest is not None and newest.digest == digest:
             return int(newest.version)
         version = 1 if newest is None else int(newest.version) + 1
@@ -176,7 +200,9 @@ class Index:
         if name is not None:
             query = query.where(tag_moves.c.name == name)
         with self._read() as connection:
-            return [TagMove(row.name, row.tag, row.digest, _utc(row.moved), row.by) for row in connection.execute(query)]
+            return [
+                TagMove(row.name, row.tag, row.digest, _utc(row.moved), row.by) for row in connection.execute(query)
+            ]
 
     def tags(self, name: str | None = None) -> dict[tuple[str, str], str]:
         """Return the tags that stand now: (name, tag) to digest."""
@@ -203,9 +229,13 @@ class Index:
             "body": run.model_dump_json(),
         }
         statement = self._insert(runs).values(row)
-        connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_={k: v for k, v in row.items() if k != "id"}))
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["id"], set_={k: v for k, v in row.items() if k != "id"})
+        )
         for name, digest in run.inputs.items():
-            connection.execute(self._insert(run_inputs).values(run=run.id, input=name, digest=digest).on_conflict_do_nothing())
+            connection.execute(
+                self._insert(run_inputs).values(run=run.id, input=name, digest=digest).on_conflict_do_nothing()
+            )
 
     def finish(self, run: Run, artifact: Artifact, name: str, tags: tuple[str, ...] = ()) -> tuple[Artifact, int]:
         """End a run well, in one transaction: its artifact, name, tags and record appear together or not at all."""
@@ -213,7 +243,9 @@ class Index:
             stored = self._add_artifact(connection, artifact)
             version = self._add_name(connection, name, stored.digest)
             for tag in tags:
-                connection.execute(insert(tag_moves).values(name=name, tag=tag, digest=stored.digest, moved=now(), by=f"run {run.id}"))
+                connection.execute(
+                    insert(tag_moves).values(name=name, tag=tag, digest=stored.digest, moved=now(), by=f"run {run.id}")
+                )
             self._put_run(connection, run)
         return stored, version
 

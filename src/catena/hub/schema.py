@@ -1,17 +1,30 @@
 """The tables of the index, and bringing a database to the newest form of them.
 
-    artifacts   one row for each artifact; `body` is its JSON
-    names       name@1, name@2, ...: which artifact each version of a name is
-    tag_moves   every move of every tag, in order: the last one counts, the rest is the change log
-    runs        one row for each execution of a stage; `body` is its JSON
-    run_inputs  which artifacts each run was given: the edges of lineage, in a form that can be asked backwards
+artifacts   one row for each artifact; `body` is its JSON
+names       name@1, name@2, ...: which artifact each version of a name is
+tag_moves   every move of every tag, in order: the last one counts, the rest is the change log
+runs        one row for each execution of a stage; `body` is its JSON
+run_inputs  which artifacts each run was given: the edges of lineage, in a form that can be asked backwards
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import Column, DateTime, Engine, ForeignKey, Index, Integer, MetaData, String, Table, Text, inspect, text
+from sqlalchemy import (
+    Column,
+    DateTime,
+    Engine,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    inspect,
+    text,
+)
 
 from catena.core.errors import WorkspaceTooNew
 

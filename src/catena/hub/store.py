@@ -1,13 +1,13 @@
 """The store: keeps artifacts and runs, resolves names, tags and digests. Stages and commands reach stored things here.
 
-    <workspace>/workspace.json   format, and where index and files are
-                catena.db        the index (or PostgreSQL by URL)
-                objects/         files of models and reports, by content
-                datasets/        tables, by content
-                checkouts/       folders of models and reports, laid out when first used
-                runs/<group>/    events.jsonl, the recipe as it ran, report.html
-                work/<key>/      what an unfinished step left, to go on from
-                locks/
+<workspace>/workspace.json   format, and where index and files are
+            catena.db        the index (or PostgreSQL by URL)
+            objects/         files of models and reports, by content
+            datasets/        tables, by content
+            checkouts/       folders of models and reports, laid out when first used
+            runs/<group>/    events.jsonl, the recipe as it ran, report.html
+            work/<key>/      what an unfinished step left, to go on from
+            locks/
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ class Store:
             if found:
                 return found[0]
         known = {row.name for row in self.index.versions()}
-        raise NotFound(f"there is nothing named {name!r}", hint=did_you_mean(name, known) or "The workspace is empty; `catena run RECIPE` fills it.")
+        raise NotFound(
+            f"there is nothing named {name!r}",
+            hint=did_you_mean(name, known) or "The workspace is empty; `catena run RECIPE` fills it.",
+        )
 
     def _selected(self, name: str, selector: str, versions: dict[int, str]) -> str:
         if selector == "latest":
@@ -128,18 +131,29 @@ class Store:
         return model.model_copy(update={"digest": model.compute_digest()})
 
     def put_report(
-        self, subject: Artifact, suite: str, scores: Mapping[str, Score], *, details: Mapping[str, Any] | None = None, folder: Path | None = None
+        self,
+        subject: Artifact,
+        suite: str,
+        scores: Mapping[str, Score],
+        *,
+        details: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
     ) -> Report:
         """Store a report about `subject`; `folder` holds further files (samples, plots)."""
         files = self.files.put_folder(folder) if folder is not None else ()
-        report = Report(subject=subject.digest, suite=suite, scores=dict(scores), details=dict(details or {}), files=files)
+        report = Report(
+            subject=subject.digest, suite=suite, scores=dict(scores), details=dict(details or {}), files=files
+        )
         return report.model_copy(update={"digest": report.compute_digest()})
 
     def tag(self, ref: str, tag: str, by: str = "") -> Artifact:
         """Put a tag on what `ref` (a name, with version or tag) stands for."""
         artifact, name = self.resolve(ref), ref.partition("@")[0]
         if not TAG.fullmatch(tag) or tag == "latest":
-            raise UsageError(f"{tag!r} cannot be a tag", hint="A tag begins with a letter and has letters, digits, '.', '_' and '-'; 'latest' is taken.")
+            raise UsageError(
+                f"{tag!r} cannot be a tag",
+                hint="A tag begins with a letter and has letters, digits, '.', '_' and '-'; 'latest' is taken.",
+            )
         if not self.index.versions(name=name):
             raise UsageError(f"{ref!r} is a digest; a tag belongs to a name", hint="Use name@version.")
         self.index.move_tag(name, tag, artifact.digest, by)
@@ -221,8 +235,13 @@ def open_store(root: Path) -> Store:
     except (json.JSONDecodeError, OSError) as error:
         raise DataError(f"{root / 'workspace.json'} cannot be read: {error}") from error
     if settings.get("format", 0) > FORMAT:
-        raise WorkspaceTooNew(f"the workspace {root} has format {settings['format']}; this Catena knows up to {FORMAT}", hint="Install a newer Catena: pip install -U catena-ai")
-    store = Store(root, settings.get("index") or f"sqlite:///{root / 'catena.db'}", settings.get("files") or str(root / "objects"))
+        raise WorkspaceTooNew(
+            f"the workspace {root} has format {settings['format']}; this Catena knows up to {FORMAT}",
+            hint="Install a newer Catena: pip install -U catena-ai",
+        )
+    store = Store(
+        root, settings.get("index") or f"sqlite:///{root / 'catena.db'}", settings.get("files") or str(root / "objects")
+    )
     try:
         with store.index._translated():
             if current_version(store.index.engine) != HEAD:

@@ -1,0 +1,108 @@
+"""Plans: which steps are done already (same stage, code, config, seed and inputs) and which will run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from catena.core.digest import digest_of
+from catena.core.types import Artifact, DatasetVersion, Run
+from catena.flow.recipe import Recipe, Step
+from catena.hub.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """What will happen to one step, and why."""
+
+    step: str
+    stage: str
+    status: Literal["cached", "run"]
+    reason: str
+    inputs: Mapping[str, str]
+    name: str
+    output: str | None = None
+    """Digest of the stored output, if cached."""
+
+
+def step_key(step: Step, inputs: Mapping[str, Artifact]) -> str:
+    """Return the content address of a step's work: equal keys have equal outputs."""
+    return digest_of(
+        {
+            "stage": step.stage.name,
+            "code": step.stage.code(),
+            "config": step.config.model_dump(mode="json"),
+            "seed": step.seed,
+            "inputs": {name: artifact.digest for name, artifact in inputs.items()},
+        }
+    )
+
+
+def find_done(store: Store, key: str) -> tuple[Run, Artifact] | None:
+    """Return the newest finished run with this key whose output is still whole at a glance (every file, its size)."""
+    for run in reversed(store.index.find_runs(key=key, status="done")):
+        artifact = store.index.artifact(run.output) if run.output else None
+        if artifact is not None and present(store, artifact):
+            return run, artifact
+    return None
+
+
+def present(store: Store, artifact: Artifact) -> bool:
+    """Tell whether every file of an artifact is there with its size. The bytes are verified when they are read."""
+    if isinstance(artifact, DatasetVersion):
+        folder = store.datasets / artifact.table
+        paths = {folder / file.path: file.size for file in artifact.files}
+        return all(path.exists() and path.stat().st_size == size for path, size in paths.items())
+    return all(store.files.size(file.sha256) == file.size for file in artifact.files)
+
+
+def make_plan(store: Store, recipe: Recipe, *, until: str | None = None, refresh: bool = False) -> list[PlannedStep]:
+    """Say for each step whether it comes from the store. Nothing runs."""
+    known: dict[str, Artifact] = {}
+    planned = []
+    for step in recipe.until(until):
+        waits = [target for target in step.use.values() if target in recipe.steps and target not in known]
+        row = PlannedStep(step.key, step.stage.name, "run", "", dict(step.use), step.name)
+        if waits:
+            planned.append(_with(row, f"after {', '.join(dict.fromkeys(waits))}"))
+            continue
+        inputs = {
+            name: known[target] if target in recipe.steps else store.resolve(target)
+            for name, target in step.use.items()
+        }
+        found = find_done(store, step_key(step, inputs))
+        if refresh and step.stage.volatile:
+            planned.append(_with(row, "looks at the world again (--refresh)"))
+        elif found is None:
+            planned.append(_with(row, _why(store, step)))
+        else:
+            run, artifact = found
+            known[step.key] = artifact
+            planned.append(
+                PlannedStep(
+                    step.key, step.stage.name, "cached", f"run {run.id}", dict(step.use), step.name, artifact.digest
+                )
+            )
+    return planned
+
+
+def _with(row: PlannedStep, reason: str) -> PlannedStep:
+    return PlannedStep(row.step, row.stage, row.status, reason, row.inputs, row.name, row.output)
+
+
+def _why(store: Store, step: Step) -> str:
+    """Say what differs from the last finished run of this step."""
+    before = [run for run in store.index.find_runs(step=step.key, stage=step.stage.name) if run.status == "done"]
+    if not before:
+        return "new"
+    last = before[-1]
+    config = step.config.model_dump(mode="json")
+    changed = sorted(key for key in config.keys() | last.config.keys() if config.get(key) != last.config.get(key))
+    if changed:
+        return "changed: " + ", ".join(changed)
+    if last.seed != step.seed:
+        return "another seed"
+    if last.code != step.stage.code():
+        return "the stage's code changed"
+    return "other inputs"

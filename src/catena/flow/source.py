@@ -1,0 +1,83 @@
+"""YAML with line numbers: the text of a recipe as plain values, and where each of them stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from catena.core.errors import DataError, NotFound, RecipeError
+
+Path_ = tuple[str | int, ...]
+MAX_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A YAML file: its values, and the line of each key."""
+
+    name: str
+    text: str
+    values: Any
+    lines: dict[Path_, int] = field(default_factory=dict)
+
+    def where(self, path: Sequence[str | int] = ()) -> str:
+        """Return `file:line` of the deepest part of `path` that stands in the file."""
+        parts = tuple(path)
+        while parts and parts not in self.lines:
+            parts = parts[:-1]
+        line = self.lines.get(parts)
+        return f"{self.name}:{line}" if line else self.name
+
+
+def read_source(path: Path) -> Source:
+    """Read a YAML file; raises `NotFound`, or `RecipeError` with the line of a syntax error or a key given twice."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise RecipeError(f"{path} has {size:,} bytes; a recipe has at most {MAX_BYTES:,}")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFound(f"there is no recipe file {path}", hint="Shipped recipes are in the folder recipes/.") from None
+    except IsADirectoryError:
+        raise NotFound(f"{path} is a folder, not a recipe file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    return parse_source(text, str(path))
+
+
+def parse_source(text: str, name: str) -> Source:
+    """Parse YAML text; see `read_source`."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[Path_, int] = {}
+        values = None if node is None else _build(node, (), lines, name, depth=0)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise RecipeError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    return Source(name, text, values, lines)
+
+
+def _build(node: yaml.Node, path: Path_, lines: dict[Path_, int], name: str, depth: int) -> Any:
+    lines[path] = node.start_mark.line + 1
+    if depth > 40:
+        raise RecipeError(f"{name}:{lines[path]}: nested too deeply")
+    if isinstance(node, yaml.MappingNode):
+        result: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = yaml.SafeLoader("").construct_object(key_node)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str | int):
+                raise RecipeError(f"{name}:{line}: {key!r} cannot be a key")
+            if key in result:
+                raise RecipeError(f"{name}:{line}: the key {key!r} is given twice")
+            result[key] = _build(value_node, (*path, key), lines, name, depth + 1)
+            lines[(*path, key)] = line
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(item, (*path, index), lines, name, depth + 1) for index, item in enumerate(node.value)]
+    return yaml.SafeLoader("").construct_object(node)

@@ -1,0 +1,185 @@
+"""The paged key-value cache and the attention that reads it, plugged into any decoder of `transformers`.
+
+A step runs the chunks of many sequences as one row of tokens, `[1, tokens]`. The model knows nothing of that; its
+attention calls `attend`, which writes the new keys and values into the pool and lets each sequence see its own only:
+
+    token row   [ prefill A ............ | prefill B ..... | decode C D E | decode F ]
+                  one call each, causal                      one call for each group of like lengths
+
+A prefill from position 0 needs nothing from the pool. The others gather their blocks; a group's lengths differ by less
+than a factor of two, so that padding costs little. Never is there a mask across sequences.
+
+Pool of one layer: keys `[blocks * block_size, kv_heads, dim]`, values alike with their own dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from catena.core.errors import DataError
+
+ATTENTION = "catena_paged"
+
+
+@dataclass(slots=True)
+class Layout:
+    """What one pass through the model told about its layers: shapes of keys and values, number format, device."""
+
+    keys: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Layer to (heads, dim)."""
+    values: dict[int, tuple[int, int]] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        shapes = [*self.keys.values(), *self.values.values()]
+        return sum(heads * dim for heads, dim in shapes) * self.dtype.itemsize
+
+
+class PagedCache:
+    """The pools of all layers. On CPU, memory that no block ever touched is not taken from the machine."""
+
+    def __init__(self, layout: Layout, blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        slots = blocks * block_size
+
+        def pool(shape: tuple[int, int]) -> Tensor:
+            return torch.zeros(slots, *shape, dtype=layout.dtype, device=layout.device)
+
+        self.keys = {layer: pool(shape) for layer, shape in layout.keys.items()}
+        self.values = {layer: pool(shape) for layer, shape in layout.values.items()}
+
+    def gather(self, pool: Tensor, blocks: Tensor) -> Tensor:
+        """Return `[batch, heads, blocks * block_size, dim]` of the blocks `[batch, blocks]` of one layer's pool."""
+        batch = blocks.shape[0]
+        pages = pool.view(-1, self.block_size * pool.shape[1] * pool.shape[2])
+        return pages.index_select(0, blocks.flatten()).view(batch, -1, *pool.shape[1:]).transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Tokens `start..end` of the row belong to one sequence, after `past` tokens that the pool holds already."""
+
+    start: int
+    end: int
+    past: int
+    blocks: Tensor
+    """`[1, blocks]`; read only where there is a past."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Tokens `start..end` of the row are the newest of as many sequences, one each."""
+
+    start: int
+    end: int
+    blocks: Tensor
+    """`[sequences, blocks]`; short tables are filled up with block 0, which is masked."""
+    lengths: Tensor
+    """`[sequences, 1]`, the new token included."""
+    longest: int
+    equal: bool
+    """All have the same length, so there is nothing to mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Where every token of a step's row belongs; made once, read by every layer."""
+
+    cache: PagedCache
+    slots: Tensor
+    """`[tokens]`: where in the pool the row's keys and values go."""
+    prefills: tuple[Prefill, ...]
+    decodes: tuple[Decode, ...]
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    paged: Batch | Layout | None = None,
+    **others: object,
+) -> tuple[Tensor, None]:
+    """The attention function that the model calls in each layer, with `paged` handed through by its forward.
+
+    Query `[1, heads, tokens, dim]`, key and value `[1, kv_heads, tokens, dim]`; returns `[1, tokens, heads, dim]`.
+    """
+    for name in ("softcap", "s_aux", "position_bias"):
+        if others.get(name) is not None:
+            raise DataError(f"the native engine does not know this model's kind of attention ({name})")
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if isinstance(paged, Layout):
+        paged.keys[layer], paged.values[layer] = (key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])
+        paged.dtype, paged.device = key.dtype, key.device
+        return _sdpa(query, key, value, scaling, causal=True).transpose(1, 2), None
+    if paged is None:
+        raise DataError("the native engine cannot run this model: it does not pass its arguments on to its attention")
+
+    paged.cache.keys[layer].index_copy_(0, paged.slots, key[0].transpose(0, 1))
+    paged.cache.values[layer].index_copy_(0, paged.slots, value[0].transpose(0, 1))
+    pieces = [_prefill(part, layer, (query, key, value), scaling, sliding_window, paged.cache) for part in paged.prefills]
+    pieces += [_decode(part, layer, query, scaling, sliding_window, paged.cache) for part in paged.decodes]
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).unsqueeze(0), None
+
+
+def _prefill(
+    part: Prefill, layer: int, row: tuple[Tensor, Tensor, Tensor], scaling: float | None, window: int | None, cache: PagedCache
+) -> Tensor:
+    """Attention of one sequence's chunk; returns `[tokens, heads, dim]`."""
+    query, key, value = (tensor[:, :, part.start : part.end] for tensor in row)
+    length = part.past + part.end - part.start
+    if part.past:
+        key = cache.gather(cache.keys[layer], part.blocks)[:, :, :length]
+        value = cache.gather(cache.values[layer], part.blocks)[:, :, :length]
+    if part.past == 0 and (window is None or length <= window):
+        return _sdpa(query, key, value, scaling, causal=True)[0].transpose(0, 1)
+    at = torch.arange(part.past, length, device=query.device)[:, None]
+    seen = torch.arange(length, device=query.device)[None, :]
+    mask = seen <= at if window is None else (seen <= at) & (seen > at - window)
+    return _sdpa(query, key, value, scaling, mask=mask)[0].transpose(0, 1)
+
+
+def _decode(
+    part: Decode, layer: int, query: Tensor, scaling: float | None, window: int | None, cache: PagedCache
+) -> Tensor:
+    """Attention of one new token of each sequence of a group; returns `[sequences, heads, dim]`."""
+    key = cache.gather(cache.keys[layer], part.blocks)[:, :, : part.longest]
+    value = cache.gather(cache.values[layer], part.blocks)[:, :, : part.longest]
+    rows = query[0, :, part.start : part.end].transpose(0, 1)
+    heads = rows.shape[1]
+    # The query heads that share a key head become its query "tokens": no copy of keys and values for grouped queries.
+    grouped = rows.reshape(rows.shape[0], key.shape[1], heads // key.shape[1], rows.shape[2])
+    mask = None
+    if not part.equal or (window is not None and part.longest > window):
+        seen = torch.arange(part.longest, device=query.device)[None, :]
+        visible = seen < part.lengths if window is None else (seen < part.lengths) & (seen >= part.lengths - window)
+        mask = visible[:, None, None, :]
+    out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(rows.shape[0], heads, -1)
+
+
+def _sdpa(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, *, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped
+    )
+
+
+AttentionInterface.register(ATTENTION, attend)
+# Without a mask function of the same name, transformers would build a dense mask over the whole row, or none where it
+# is needed; sequences are told apart by `Batch` alone.
+AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)

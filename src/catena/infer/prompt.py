@@ -1,0 +1,95 @@
+"""From a request to a sequence: render messages, tokenize, check the numbers. Every refusal names them.
+
+The first station of a request, in the caller's thread: a bad request never reaches the engine.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections.abc import Sequence as Tokens
+from typing import Any
+
+from catena.core.errors import UsageError
+from catena.core.generate import Message, Request, SamplingParams
+from catena.infer.scheduler import Sequence
+
+
+class Prompter:
+    """Makes sequences of a model's requests. Safe for several threads."""
+
+    def __init__(self, tokenizer: Any, context: int, vocabulary: int) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self.context = context
+        self.vocabulary = vocabulary
+        """Rows of the embedding; a token id must be below."""
+
+    def sequence(self, request: Request, *, score: bool = False) -> Sequence:
+        """Tokenize and check; raises `UsageError` for what the model cannot answer."""
+        if not score:
+            check_params(request.params, self.context)
+        tokens = self.tokens(request.prompt)
+        room = self.context if score else self.context - 1
+        if len(tokens) > room:
+            kept = "" if score else " and must leave room for at least one token of the answer"
+            raise UsageError(
+                f"the prompt has {len(tokens)} tokens; the context is {self.context} tokens{kept}",
+                hint="Shorten the prompt, or drop the oldest messages.",
+            )
+        seed = request.params.seed
+        return Sequence(
+            id=request.id,
+            tokens=tokens,
+            prompt_length=len(tokens),
+            params=request.params,
+            limit=len(tokens) if score else min(len(tokens) + request.params.max_tokens, self.context),
+            score=score,
+            random=random.Random(seed) if seed is not None else random.Random(),
+        )
+
+    def tokens(self, prompt: str | Tokens[Message] | Tokens[int]) -> list[int]:
+        """Return the token ids of text, of a conversation (by the model's chat template), or of ids given as such."""
+        if not prompt:
+            raise UsageError("the prompt is empty")
+        if isinstance(prompt, str):
+            with self._lock:
+                tokens = list(self._tokenizer(prompt)["input_ids"])
+        elif all(isinstance(part, Message) for part in prompt):
+            tokens = self._render([part for part in prompt if isinstance(part, Message)])
+        else:
+            tokens = [part for part in prompt if isinstance(part, int) and 0 <= part < self.vocabulary]
+            if len(tokens) != len(prompt):
+                raise UsageError(f"a prompt of token ids holds something that is no id from 0 to {self.vocabulary - 1}")
+        if not tokens:
+            raise UsageError("the prompt has no tokens")
+        return tokens
+
+    def _render(self, messages: list[Message]) -> list[int]:
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise UsageError(
+                "this model has no chat template, so it takes no messages",
+                hint="Fine-tune it on conversations first, or give plain text.",
+            )
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        # Sanitized: a control token that a person types is encoded as ordinary text and cannot fake a turn.
+        with self._lock:
+            tokens = self._tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+            )
+        return [int(token) for token in tokens]
+
+
+def check_params(params: SamplingParams, context: int) -> None:
+    """Raise `UsageError` for a value out of range."""
+    if params.max_tokens < 1:
+        raise UsageError(f"max_tokens must be at least 1, not {params.max_tokens}")
+    if params.max_tokens > context:
+        raise UsageError(f"max_tokens is {params.max_tokens}; the context is {context} tokens, prompt included")
+    if not math.isfinite(params.temperature) or params.temperature < 0:
+        raise UsageError(f"temperature must be 0 or more, not {params.temperature}")
+    if not 0 < params.top_p <= 1:
+        raise UsageError(f"top_p must be above 0 and at most 1, not {params.top_p}")
+    if params.top_k < 0:
+        raise UsageError(f"top_k must be 0 (off) or more, not {params.top_k}")

@@ -1,0 +1,28 @@
+"""Fixtures that every test may use: an empty workspace, and a context for calling a stage by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from catena.core.events import Events
+from catena.core.stage import Context
+from catena.hub.store import Store, init_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty workspace."""
+    opened = init_store(tmp_path / ".catena")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def context(store: Store, tmp_path: Path) -> Context:
+    """What a stage is handed; its events go to `events.jsonl`."""
+    workdir = tmp_path / "workdir"
+    workdir.mkdir()
+    return Context(store, workdir, 7, Events(tmp_path / "events.jsonl"), "test")

@@ -1,0 +1,90 @@
+"""The shape of the code, held by a test: sizes, public names, light imports, one name for each stage."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import catena
+from catena.core.stage import stage_of
+from catena.flow.table import STAGES
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "src" / "catena").rglob("*.py"))
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 6
+
+
+def functions() -> list[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found.append((path, node))
+    return found
+
+
+def test_files_stay_readable() -> None:
+    long = {str(path.relative_to(ROOT)): lines for path in SOURCES if (lines := path.read_text().count("\n")) > MAX_FILE_LINES}
+    assert not long, "split by noun"
+
+
+def test_functions_stay_readable() -> None:
+    long = [f"{path.name}:{node.name}" for path, node in functions() if (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES]
+    assert not long
+
+
+def test_functions_take_few_parameters() -> None:
+    # Commands of the command line are left out: their parameters are its options.
+    wide = []
+    for path, node in functions():
+        positional = [item for item in (*node.args.posonlyargs, *node.args.args) if item.arg not in ("self", "cls")]
+        if "cli" not in path.parts and len(positional) > MAX_PARAMETERS:
+            wide.append(f"{path.name}:{node.name}")
+    assert not wide
+
+
+def test_no_file_is_called_utils() -> None:
+    assert not [path for path in SOURCES if re.fullmatch(r"(utils?|helpers?|misc|common)\.py", path.name)]
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert not [str(path) for path in SOURCES if "migrations" not in path.parts and not ast.get_docstring(ast.parse(path.read_text()))]
+
+
+def test_every_stage_is_what_the_table_says() -> None:
+    for name in STAGES:
+        stage = stage_of(STAGES.load(name))
+        assert stage.name == name
+        assert stage.summary, name
+
+
+def test_every_config_field_has_help() -> None:
+    from catena.core.config import describe
+
+    missing = [f"{name}: {row.name}" for name in STAGES for row in describe(stage_of(STAGES.load(name)).config) if not row.help]
+    assert not missing
+
+
+def test_public_names_resolve() -> None:
+    for name in catena.__all__:
+        assert getattr(catena, name) is not None
+
+
+@pytest.mark.parametrize("module", ["catena", "catena.cli.main", "catena.workspace", "catena.serve.app", "catena.flow.run"])
+def test_torch_stays_out_of(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in ('torch', 'transformers', 'daft', 'scrapy') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_no_path_of_a_machine_is_in_the_project() -> None:
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    pattern = re.compile(r"(^|[\s\"'=(])/(work|home|root|Users)/", re.MULTILINE)
+    found = [name for name in files if not name.startswith("tests/test_shape") and pattern.search((ROOT / name).read_text(errors="replace"))]
+    assert not found
