@@ -186,7 +186,7 @@ def test_the_code_of_a_stage_counts_and_that_of_the_store_does_not() -> None:
     source = _source("catena_example.stages")
     assert source is not None
     assert code_digest("catena_example.stages") != code_digest("catena_example.filters")
-    assert not [name for name in _imports("catena_example.stages", source) if name.startswith("catena.")]
+    assert not [name for name in _imports("catena_example.stages", source.read_bytes()) if name.startswith("catena.")]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -51,17 +51,17 @@ class Events:
         """Record a number; with `step` (training step, round) it becomes a curve in the report."""
         self.emit("metric", name=name, value=value, at_step=step)
 
-    def progress(self, label: str, total: int | None = None, unit: str = "rows") -> Progress:
-        """Start a progress line."""
-        return Progress(self, label, total, unit)
+    def progress(self, label: str, total: int | None = None, unit: str = "rows", *, done: int = 0) -> Progress:
+        """Start a progress line; `done` units were done before, by a run that was killed."""
+        return Progress(self, label, total, unit, done)
 
 
 class Progress:
     """Counts work done and emits at most five events a second, with the rate and the time left."""
 
-    def __init__(self, events: Events, label: str, total: int | None, unit: str) -> None:
+    def __init__(self, events: Events, label: str, total: int | None, unit: str, done: int = 0) -> None:
         self._events, self.label, self.total, self.unit = events, label, total, unit
-        self.done = 0
+        self.done = self._before = done
         self._start = time.monotonic()
         self._last = 0.0
 
@@ -86,8 +86,8 @@ class Progress:
 
     def _emit(self, extra: dict[str, Any]) -> None:
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        rate = self.done / elapsed
-        left = None if not self.total or not self.done else max(self.total - self.done, 0) / rate
+        rate = (self.done - self._before) / elapsed
+        left = None if not self.total or not rate else max(self.total - self.done, 0) / rate
         self._events.emit(
             "progress",
             label=self.label,

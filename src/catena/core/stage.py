@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., ArtifactBase])
 
+DATA_FILES = frozenset({".yaml", ".txt", ".json", ".jinja"})
 # Packages whose code carries artifacts about and does not decide what is in them: a change there re-runs nothing.
 CARRIERS = ("catena.core", "catena.hub", "catena.flow", "catena.cli")
 
@@ -45,9 +46,9 @@ class Context:
     name: str = ""
     """The name that the output will get; `store.latest(name)` is what was made under it before."""
 
-    def progress(self, label: str, total: int | None = None, unit: str = "rows") -> Progress:
+    def progress(self, label: str, total: int | None = None, unit: str = "rows", *, done: int = 0) -> Progress:
         """Start a progress line with rate and time left."""
-        return self.events.progress(label, total, unit)
+        return self.events.progress(label, total, unit, done=done)
 
     def generator(self, model: ModelVersion, spec: str = "native", **options: Any) -> Generator:
         """Open a generator over a stored model, by registry name."""
@@ -123,7 +124,8 @@ def _artifact_classes(name: str, annotation: Any) -> tuple[type[ArtifactBase], .
 def code_digest(*modules: str) -> str:
     """Return one digest of the source of these modules and of all that they import from their own packages.
 
-    Function-level imports count too. `CARRIERS` are left out: see there.
+    Function-level imports count too, and so do the data files in a module's folder and below (presets, word lists,
+    phrasings): they decide what comes out as much as code does. `CARRIERS` are left out: see there.
     """
     found: dict[str, str] = {}
     waiting = list(modules)
@@ -134,20 +136,26 @@ def code_digest(*modules: str) -> str:
         source = _source(name)
         if source is None:
             continue
-        found[name] = sha256(source)
-        waiting.extend(_imports(name, source))
-    return digest_of(found)
+        found[name] = sha256(source.read_bytes())
+        found.update({str(path): sha256(path.read_bytes()) for path in _data_files(source.parent)})
+        waiting.extend(_imports(name, source.read_bytes()))
+    return digest_of(sorted(found.values()))
 
 
 @cache
-def _source(module: str) -> bytes | None:
+def _source(module: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
-    return Path(spec.origin).read_bytes()
+    return Path(spec.origin)
+
+
+@cache
+def _data_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted(path for path in folder.rglob("*") if path.suffix in DATA_FILES))
 
 
 def _imports(module: str, source: bytes) -> list[str]:

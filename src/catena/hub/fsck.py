@@ -126,9 +126,8 @@ def collect_garbage(
         sweep = _Sweep(store, freed, dry_run, time.time() - older_than.total_seconds())
         for path in _leftovers(store, kept, unfinished=unused):
             sweep.path(path)
-        wanted = {
-            file.sha256 for artifact in kept if isinstance(artifact, ModelVersion | Report) for file in artifact.files
-        }
+        owners = [artifact for artifact in kept if not isinstance(artifact, DatasetVersion)]
+        wanted = {file.sha256 for artifact in owners for file in artifact.files}
         for name, size in list(store.files.all()):
             if name not in wanted:
                 sweep.object(name, size)
@@ -215,9 +214,8 @@ class _Sweep:
         if max(stat.st_mtime for stat in stats) > self.before:
             return
         files = [stat for item, stat in zip(inside, stats, strict=True) if not item.is_dir()]
-        self._count(
-            str(path.relative_to(self.store.root)), len(files), sum(s.st_size for s in files if s.st_nlink == 1)
-        )
+        size = sum(stat.st_size for stat in files if stat.st_nlink == 1)
+        self._count(str(path.relative_to(self.store.root)), len(files), size)
         if self.dry_run:
             return
         if path.is_dir():
@@ -227,15 +225,12 @@ class _Sweep:
 
     def object(self, name: str, size: int) -> None:
         """Remove a stored file by the name that `FileStore.all` gave."""
-        if self.before < time.time() and self._written(name) > self.before:
+        files = self.store.files
+        if files.fs.modified(f"{files.root}/{name[:2]}/{name}").timestamp() > self.before:
             return
         self._count(f"objects/{name}", 1, size)
         if not self.dry_run:
-            self.store.files.remove(name)
-
-    def _written(self, name: str) -> float:
-        files = self.store.files
-        return float(files.fs.modified(f"{files.root}/{name[:2]}/{name}").timestamp())
+            files.remove(name)
 
     def _count(self, name: str, files: int, size: int) -> None:
         self.freed.files += files

@@ -10,21 +10,22 @@ used at once: one lock guards the step.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from pydantic import Field
-
-from catena.core.config import Config, parse
-from catena.core.errors import CatenaError, EnvironmentProblem, UsageError
-from catena.core.generate import Completion, Delta, FinishReason, Request
+from catena.core.config import parse
+from catena.core.errors import EnvironmentProblem, UsageError
+from catena.core.generate import Completion, Delta, FinishReason, Request, SamplingParams
 from catena.infer.blocks import BlockPool
+from catena.infer.capacity import EngineConfig, blocks_and_context, context_of, end_tokens
 from catena.infer.prompt import Prompter
 from catena.infer.runner import Output, Runner
 from catena.infer.sampler import INVALID, sample
@@ -36,28 +37,13 @@ logger = logging.getLogger(__name__)
 OnDelta = Callable[[Delta], None]
 
 
-class EngineConfig(Config):
-    """How much the engine takes on at once."""
-
-    max_running: int = Field(default=64, ge=1)
-    """Most sequences in one step."""
-    max_waiting: int = Field(default=256, ge=1)
-    """Most submitted requests in the queue; the next is refused at once."""
-    token_budget: int = Field(default=2048, ge=1)
-    """Most tokens in one step; longer prompts are cut into chunks."""
-    block_size: int = Field(default=32, ge=1)
-    """Tokens of one block of the key-value cache."""
-    cache_bytes: int = Field(default=1 << 30, ge=1)
-    """Memory for keys and values. Where it holds less than the model's context, the context is cut to it."""
-    score_bytes: int = Field(default=128 << 20, ge=1)
-    """Memory for the logits of prompts that are scored."""
-
-
 @dataclass(eq=False, slots=True)
 class _Ticket:
     """A sequence with the one who waits for it."""
 
     sequence: Sequence
+    request_id: str
+    """What the caller calls it. The sequence's own id is unique in the engine."""
     on_delta: OnDelta
     text: TextStream | None
     """None where only the whole answer is wanted and no stop string: it is decoded once, at the end."""
@@ -73,7 +59,6 @@ class _Counters:
     failed: int = 0
     steps: int = 0
     seconds: float = 0.0
-    tickets: dict[str, _Ticket] = field(default_factory=dict)
 
 
 class Engine:
@@ -85,7 +70,7 @@ class Engine:
         self.runner = Runner(model)
         text_config = model.config.get_text_config()
         rows = model.get_input_embeddings().weight.shape[0]
-        blocks, context = _size(config, int(text_config.max_position_embeddings), self.runner.layout.bytes_per_token)
+        blocks, context = blocks_and_context(config, context_of(text_config), self.runner.layout.bytes_per_token)
         self.runner.allocate(blocks, config.block_size)
         self.scheduler = Scheduler(
             BlockPool(blocks, config.block_size),
@@ -94,7 +79,8 @@ class Engine:
             score_budget=max(1, config.score_bytes // (4 * rows)),
         )
         self.prompter = Prompter(tokenizer, context, rows)
-        self.ends = _end_tokens(model, tokenizer)
+        self.ends = end_tokens(model, tokenizer)
+        self._numbers = itertools.count()
         self._counters = _Counters()
         self._stepping = threading.Lock()
         self._wake = threading.Condition()  # guards what follows
@@ -116,7 +102,7 @@ class Engine:
             output = self.runner.run(chunks)
             tokens = sample(output.logits, *_sampling(output.sampled))
             self._collect(chunks, output, tokens)
-        self._counters.steps += 1
+            self._counters.steps += 1
         self._counters.seconds += time.perf_counter() - started
 
     def _admit(self) -> None:
@@ -126,6 +112,8 @@ class Engine:
             self._inbox.clear()
             cancelled, self._cancelled = self._cancelled, set()
         for ticket in arrived:
+            self._counters.requests += 1
+            self._counters.prompt_tokens += ticket.sequence.prompt_length
             self.scheduler.add(ticket.sequence)
         for sequence in self.scheduler.remove(cancelled):
             self._counters.cancelled += 1
@@ -176,7 +164,7 @@ class Engine:
             rest = ticket.text.finish()
             text = ticket.text.text
         completion = Completion(
-            request_id=sequence.id,
+            request_id=ticket.request_id,
             text=text,
             token_ids=ids,
             finish_reason="stop" if ticket.text is not None and ticket.text.stopped else reason,
@@ -196,3 +184,189 @@ class Engine:
     def _decode(self, ids: Iterable[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    # -- many requests, in the caller's thread -----------------------------------------------------------------------
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield a completion for each request, as they finish; raises `UsageError` at the first bad request."""
+        return self._drive(requests, score=False)
+
+    def score(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield, for each request, the log-probability of every prompt token after the first."""
+        return self._drive(requests, score=True)
+
+    def _drive(self, requests: Iterable[Request], *, score: bool) -> Iterator[Completion]:
+        done: queue.SimpleQueue[tuple[str, Completion]] = queue.SimpleQueue()
+        mine: set[str] = set()
+        source = iter(requests)
+        try:
+            while True:
+                # As many in the queue as fit into the next step, and no more: the iterable may be endless.
+                for request in itertools.islice(source, 2 * self.config.max_running - len(mine)):
+                    mine.add(self._enter_silent(request, score, done))
+                if not mine:
+                    return
+                if self._thread is None:
+                    with self._stepping:
+                        self._step_or_fail()
+                    finished = [done.get() for _ in range(done.qsize())]
+                else:
+                    finished = [done.get()]
+                for key, completion in finished:
+                    mine.discard(key)
+                    if self._failure is not None:
+                        self._refuse()
+                    yield completion
+        finally:
+            for key in mine:
+                self.cancel(key)
+            if mine and self._thread is None and self._failure is None:
+                with self._stepping:
+                    self._admit()
+
+    def _enter_silent(self, request: Request, score: bool, done: queue.SimpleQueue[tuple[str, Completion]]) -> str:
+        """Queue a request whose answer is wanted whole; return its key."""
+        sequence = self.prompter.sequence(request, score=score)
+        sequence.id = key = f"{request.id}#{next(self._numbers)}"  # ids of two calls may be the same
+
+        def on_delta(delta: Delta) -> None:
+            if delta.completion is not None:
+                done.put((key, delta.completion))
+
+        text = TextStream(self._decode, request.params.stop) if request.params.stop and not score else None
+        self._enter(_Ticket(sequence, request.id, on_delta, text, submitted=False))
+        return key
+
+    # -- one request, answered from the engine's own thread ----------------------------------------------------------
+
+    def submit(self, request: Request, on_delta: OnDelta) -> None:
+        """Take a request; its deltas come from the engine's thread.
+
+        Raises `UsageError` for a bad request, `EnvironmentProblem` where the queue is full or the engine is stopped.
+        """
+        self._check_room()  # before the work of tokenizing, and again with the lock held
+        sequence = self.prompter.sequence(request)
+        ticket = _Ticket(sequence, request.id, on_delta, TextStream(self._decode, request.params.stop), submitted=True)
+        with self._wake:
+            self._check_room()
+            self._enter(ticket)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="catena-engine", daemon=True)
+                self._thread.start()
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request; its last delta says `cancelled`. Unknown ids are ignored."""
+        with self._wake:
+            if request_id in self._tickets:
+                self._cancelled.add(request_id)
+                self._wake.notify_all()
+
+    def stats(self) -> Mapping[str, float]:
+        """Return counters (names end in `_total`) and gauges."""
+        counters, pool = self._counters, self.scheduler.pool
+        with self._wake:
+            running, inside = len(self.scheduler.running), len(self._tickets)
+        return {
+            "alive": float(self._failure is None and not self._closed),
+            "running": running,
+            "waiting": max(0, inside - running),
+            "context_tokens": self.prompter.context,
+            "cache_blocks": pool.total,
+            "cache_blocks_used": pool.total - pool.free,
+            "requests_total": counters.requests,
+            "cancelled_total": counters.cancelled,
+            "failed_total": counters.failed,
+            "preemptions_total": self.scheduler.preemptions,
+            "prompt_tokens_total": counters.prompt_tokens,
+            "generated_tokens_total": counters.generated_tokens,
+            "steps_total": counters.steps,
+            "seconds_total": counters.seconds,
+        }
+
+    def close(self) -> None:
+        """End the thread, cancel what is in flight, and free the cache. May be called twice."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._stepping:
+            self._abandon("cancelled")
+            self.runner.cache = None
+
+    def _enter(self, ticket: _Ticket) -> None:
+        with self._wake:
+            if self._closed or self._failure is not None:
+                self._refuse()
+            key = ticket.sequence.id
+            if key in self._tickets:
+                raise UsageError(f"a request with the id {key!r} is on its way already")
+            self._tickets[key] = ticket
+            self._inbox.append(ticket)
+            self._wake.notify_all()
+
+    def _check_room(self) -> None:
+        limit = self.config.max_running + self.config.max_waiting
+        if len(self._tickets) >= limit:
+            raise EnvironmentProblem(
+                f"the engine is full: {limit} requests are on their way", hint="Try again in a moment."
+            )
+
+    def _work(self) -> None:
+        """The background thread: step while there is work; on any error, fail everyone rather than hang."""
+        try:
+            while self._wait():
+                with self._stepping:
+                    self._step_or_fail()
+        except Exception:
+            logger.exception("the engine's thread stopped")
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; False once the engine is closed."""
+        with self._wake:
+            while not (self._closed or self._inbox or self._cancelled or self._tickets):
+                self._wake.wait()
+            return not self._closed
+
+    def _step_or_fail(self) -> None:
+        if self._closed or self._failure is not None:
+            self._refuse()
+        try:
+            self.step()
+        except BaseException as error:
+            self._failure = error
+            self._abandon("error")
+            raise
+
+    def _abandon(self, reason: FinishReason) -> None:
+        """Tell everyone in flight that nothing more will come."""
+        with self._wake:
+            tickets = list(self._tickets.values())
+            self._tickets.clear()
+            self._inbox.clear()
+        self.scheduler.remove([ticket.sequence.id for ticket in tickets])
+        for ticket in tickets:
+            text = ticket.text.text if ticket.text is not None else ""
+            ids, prompt = tuple(ticket.sequence.generated), ticket.sequence.prompt_length
+            self._tell(ticket, Delta("", Completion(ticket.request_id, text, ids, reason, prompt)))
+
+    def _refuse(self) -> NoReturn:
+        if self._failure is not None:
+            why = f"{type(self._failure).__name__}: {self._failure}"
+            raise EnvironmentProblem(f"the engine stopped ({why})", hint="Start it again.") from self._failure
+        raise EnvironmentProblem("the engine is closed", hint="Open it again.")
+
+
+def open_engine(folder: Path, **options: Any) -> Engine:
+    """Load a model folder and return an engine over it; `options` are the fields of `EngineConfig`."""
+    from catena.models.checkpoint import load
+
+    config = parse(EngineConfig, options, where="engine")
+    model, tokenizer = load(folder)
+    return Engine(model, tokenizer, config)
+
+
+def _sampling(chunks: Iterable[Chunk]) -> tuple[list[SamplingParams], list[float]]:
+    """Return the parameters and one uniform draw for each sequence that gets a token."""
+    sequences = [chunk.sequence for chunk in chunks]
+    return [one.params for one in sequences], [one.random.random() for one in sequences]

@@ -56,6 +56,12 @@ class PagedCache:
         self.keys = {layer: pool(shape) for layer, shape in layout.keys.items()}
         self.values = {layer: pool(shape) for layer, shape in layout.values.items()}
 
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Put a row's keys and values `[1, heads, tokens, dim]` into their slots."""
+        # A masked position still counts as 0 * value: one NaN in the pool would spoil whoever gets the block next.
+        self.keys[layer].index_copy_(0, slots, key[0].transpose(0, 1).nan_to_num())
+        self.values[layer].index_copy_(0, slots, value[0].transpose(0, 1).nan_to_num())
+
     def gather(self, pool: Tensor, blocks: Tensor) -> Tensor:
         """Return `[batch, heads, blocks * block_size, dim]` of the blocks `[batch, blocks]` of one layer's pool."""
         batch = blocks.shape[0]
@@ -127,22 +133,36 @@ def attend(
     if paged is None:
         raise DataError("the native engine cannot run this model: it does not pass its arguments on to its attention")
 
-    paged.cache.keys[layer].index_copy_(0, paged.slots, key[0].transpose(0, 1))
-    paged.cache.values[layer].index_copy_(0, paged.slots, value[0].transpose(0, 1))
-    pieces = [_prefill(part, layer, (query, key, value), scaling, sliding_window, paged.cache) for part in paged.prefills]
-    pieces += [_decode(part, layer, query, scaling, sliding_window, paged.cache) for part in paged.decodes]
+    paged.cache.write(layer, paged.slots, key, value)
+    call = _Call(paged.cache, layer, scaling, sliding_window)
+    pieces = [_prefill(call, part, query, key, value) for part in paged.prefills]
+    pieces += [_decode(call, part, query) for part in paged.decodes]
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).unsqueeze(0), None
 
 
-def _prefill(
-    part: Prefill, layer: int, row: tuple[Tensor, Tensor, Tensor], scaling: float | None, window: int | None, cache: PagedCache
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What one layer's call has in common for all parts of the row."""
+
+    cache: PagedCache
+    layer: int
+    scaling: float | None
+    window: int | None
+
+    def past(self, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Return this layer's keys and values `[batch, heads, length, dim]` of the blocks."""
+        keys = self.cache.gather(self.cache.keys[self.layer], blocks)
+        values = self.cache.gather(self.cache.values[self.layer], blocks)
+        return keys[:, :, :length], values[:, :, :length]
+
+
+def _prefill(call: _Call, part: Prefill, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of one sequence's chunk; returns `[tokens, heads, dim]`."""
-    query, key, value = (tensor[:, :, part.start : part.end] for tensor in row)
+    query, key, value = (row[:, :, part.start : part.end] for row in (query, key, value))
+    window, scaling = call.window, call.scaling
     length = part.past + part.end - part.start
     if part.past:
-        key = cache.gather(cache.keys[layer], part.blocks)[:, :, :length]
-        value = cache.gather(cache.values[layer], part.blocks)[:, :, :length]
+        key, value = call.past(part.blocks, length)
     if part.past == 0 and (window is None or length <= window):
         return _sdpa(query, key, value, scaling, causal=True)[0].transpose(0, 1)
     at = torch.arange(part.past, length, device=query.device)[:, None]
@@ -151,12 +171,10 @@ def _prefill(
     return _sdpa(query, key, value, scaling, mask=mask)[0].transpose(0, 1)
 
 
-def _decode(
-    part: Decode, layer: int, query: Tensor, scaling: float | None, window: int | None, cache: PagedCache
-) -> Tensor:
+def _decode(call: _Call, part: Decode, query: Tensor) -> Tensor:
     """Attention of one new token of each sequence of a group; returns `[sequences, heads, dim]`."""
-    key = cache.gather(cache.keys[layer], part.blocks)[:, :, : part.longest]
-    value = cache.gather(cache.values[layer], part.blocks)[:, :, : part.longest]
+    key, value = call.past(part.blocks, part.longest)
+    window = call.window
     rows = query[0, :, part.start : part.end].transpose(0, 1)
     heads = rows.shape[1]
     # The query heads that share a key head become its query "tokens": no copy of keys and values for grouped queries.
@@ -166,12 +184,18 @@ def _decode(
         seen = torch.arange(part.longest, device=query.device)[None, :]
         visible = seen < part.lengths if window is None else (seen < part.lengths) & (seen >= part.lengths - window)
         mask = visible[:, None, None, :]
-    out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=call.scaling)
     return out.reshape(rows.shape[0], heads, -1)
 
 
 def _sdpa(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, *, mask: Tensor | None = None, causal: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
 ) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(

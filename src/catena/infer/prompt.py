@@ -5,22 +5,26 @@ The first station of a request, in the caller's thread: a bad request never reac
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import threading
+from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 from typing import Any
 
 from catena.core.errors import UsageError
 from catena.core.generate import Message, Request, SamplingParams
 from catena.infer.scheduler import Sequence
+from catena.models.chat import encode_prompt
 
 
 class Prompter:
     """Makes sequences of a model's requests. Safe for several threads."""
 
     def __init__(self, tokenizer: Any, context: int, vocabulary: int) -> None:
-        self._tokenizer = tokenizer
+        # A copy: to encode, transformers sets flags of the tokenizer, while the engine's thread decodes with it.
+        self._tokenizer = copy.deepcopy(tokenizer)
         self._lock = threading.Lock()
         self.context = context
         self.vocabulary = vocabulary
@@ -53,11 +57,13 @@ class Prompter:
         """Return the token ids of text, of a conversation (by the model's chat template), or of ids given as such."""
         if not prompt:
             raise UsageError("the prompt is empty")
+        _refuse_half_characters([prompt] if isinstance(prompt, str) else prompt)
         if isinstance(prompt, str):
             with self._lock:
                 tokens = list(self._tokenizer(prompt)["input_ids"])
         elif all(isinstance(part, Message) for part in prompt):
-            tokens = self._render([part for part in prompt if isinstance(part, Message)])
+            with self._lock:
+                tokens = encode_prompt(self._tokenizer, [part for part in prompt if isinstance(part, Message)])
         else:
             tokens = [part for part in prompt if isinstance(part, int) and 0 <= part < self.vocabulary]
             if len(tokens) != len(prompt):
@@ -66,19 +72,15 @@ class Prompter:
             raise UsageError("the prompt has no tokens")
         return tokens
 
-    def _render(self, messages: list[Message]) -> list[int]:
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise UsageError(
-                "this model has no chat template, so it takes no messages",
-                hint="Fine-tune it on conversations first, or give plain text.",
-            )
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        # Sanitized: a control token that a person types is encoded as ordinary text and cannot fake a turn.
-        with self._lock:
-            tokens = self._tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
-            )
-        return [int(token) for token in tokens]
+
+def _refuse_half_characters(parts: Iterable[str | Message | int]) -> None:
+    for part in parts:
+        text = part.content if isinstance(part, Message) else part
+        try:
+            if isinstance(text, str):
+                text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError("the prompt has half a character (a lone surrogate), which is no text") from error
 
 
 def check_params(params: SamplingParams, context: int) -> None:

@@ -43,7 +43,7 @@ class Runner:
         layers = model.config.get_text_config().num_hidden_layers
         if len(self.layout.keys) != layers:
             raise DataError(
-                f"the native engine cannot run a {name}: {len(self.layout.keys)} of its {layers} layers have plain attention"
+                f"the native engine cannot run a {name}: {len(self.layout.keys)} of {layers} layers have attention"
             )
         self.cache: PagedCache | None = None
 
@@ -58,8 +58,10 @@ class Runner:
         row = arrange(chunks)
         batch, ids, positions = self._batch(row, self.cache)
         keep, sampled, scored = _wanted(row)
-        logits = self._forward(ids, positions, batch, torch.tensor(keep, device=self.device))
-        return Output(sampled=sampled, logits=logits[: len(sampled)], scored=self._scores(scored, logits[len(sampled) :]))
+        logits = self._forward(ids, positions, batch, self._tensor(keep))
+        return Output(
+            sampled=sampled, logits=logits[: len(sampled)], scored=self._scores(scored, logits[len(sampled) :])
+        )
 
     def _forward(self, ids: Tensor, positions: Tensor, paged: Batch | Layout, keep: Tensor) -> Tensor:
         """Return logits `[kept, vocabulary]` of the row `[1, tokens]`."""
@@ -71,7 +73,7 @@ class Runner:
         layout = Layout()
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
         with torch.inference_mode():
-            self._forward(ids, torch.arange(2, device=self.device)[None], layout, torch.tensor([1], device=self.device))
+            self._forward(ids, torch.arange(2, device=self.device)[None], layout, self._tensor([1]))
         return layout
 
     def _batch(self, row: Many[Chunk], cache: PagedCache) -> tuple[Batch, Tensor, Tensor]:

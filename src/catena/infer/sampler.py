@@ -17,6 +17,7 @@ INVALID = -1
 """In place of a token where the logits are no numbers."""
 
 
+@torch.inference_mode()
 def sample(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]) -> list[int]:
     """Choose a token for each row of `logits` `[rows, vocabulary]`; `draws` are uniform in [0, 1).
 

@@ -41,8 +41,10 @@ class Detokenizer:
             certain = self._given if self._unsure <= LONGEST else len(text) - min(broken, 3)
         new = text[self._given : certain]
         self._given = max(self._given, certain)
-        if len(self._window) >= 2 * WINDOW:
-            new += self._slide(text, whole=not broken)
+        if len(self._window) >= 2 * WINDOW and not broken:
+            self._slide(text)
+        if len(self._window) >= 16 * WINDOW:  # rubbish all along
+            new += self.flush()
         return new
 
     def flush(self) -> str:
@@ -51,12 +53,13 @@ class Detokenizer:
         self._window, self._given, self._unsure = [], 0, 0
         return new
 
-    def _slide(self, text: str, *, whole: bool) -> str:
-        """Forget the older half of the window, if the newer half reads the same without it; bound it in any case."""
-        tail = self._decode(self._window[WINDOW:])
-        if whole and tail and not tail.startswith(REPLACEMENT) and text.endswith(tail):
-            self._window, self._given = self._window[WINDOW:], len(tail)
-        return self.flush() if len(self._window) >= 8 * WINDOW else ""
+    def _slide(self, text: str) -> None:
+        """Forget the older half of the window, cut where a character begins, if the rest reads the same without it."""
+        for cut in range(WINDOW, WINDOW + LONGEST):
+            tail = self._decode(self._window[cut:])
+            if tail and not tail.startswith(REPLACEMENT) and text.endswith(tail):
+                self._window, self._given = self._window[cut:], len(tail)
+                return
 
 
 class StopFinder:

@@ -5,9 +5,9 @@ With Catena's own template (`tokenizer.CHAT_TEMPLATE`) a conversation is
     <|user|> question <|end|> <|assistant|> answer <|end|>
                                             ^^^^^^^^^^^^^^ learnt from
 
-put together from ids, all texts in one call: equal to `apply_chat_template`, but a control token that someone spells out
-in a message stays text. Any other tokenizer's template is rendered as it is, and what each assistant turn adds is found
-by rendering the conversation up to it.
+put together from ids, all texts in one call: equal to `apply_chat_template`, but a control token that someone spells
+out in a message stays text. Any other tokenizer's template is rendered as it is, and what each assistant turn adds is
+found by rendering the conversation up to it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from catena.core.errors import DataError, NotFound
-from catena.hub.files import write_atomically
 
 PAD, END, USER, ASSISTANT, SYSTEM = SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 SMALLEST_VOCABULARY = 256 + len(SPECIAL)
@@ -110,8 +109,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
             settings["additional_special_tokens"] = extra
     for key in ("backend", "is_local", "local_files_only"):
         settings.pop(key, None)
-    text = json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-    write_atomically(path, text.encode("utf-8"))
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_tokenizer(folder: Path) -> Any:

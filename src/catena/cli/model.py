@@ -1,0 +1,116 @@
+"""Commands about models at work: chat, serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from catena.cli.session import Session, session_of
+
+if TYPE_CHECKING:
+    from catena.cli.chat import Answer
+
+ModelRef = Annotated[str, typer.Argument(metavar="MODEL", help="name, name@tag, name@version or a digest's start.")]
+
+
+def chat(
+    context: typer.Context,
+    model: ModelRef,
+    questions: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUESTION]...", help="Without one, questions are read line by line.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(metavar="URL", help="Ask this server instead of starting one.")] = None,
+    max_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer, in tokens.")] = 256,
+) -> None:
+    """Ask a model, each question by itself, and see which pages it learnt the answer from."""
+    from catena.cli.chat import Answer, ask, connect, opened_server
+    from catena.core.types import ModelVersion
+    from catena.hub.lineage import answer_sources
+
+    session = session_of(context)
+    out, name = session.out, model.partition("@")[0]
+    with session.open() as workspace, ExitStack() as stack:
+        version = workspace.store.resolve(model, ModelVersion)
+        where = url or stack.enter_context(opened_server(workspace.store, version, name))
+        client = stack.enter_context(connect(where, loopback=url is None))
+
+        def answer(question: str) -> Answer:
+            show: Callable[[str], None] = (lambda piece: None) if out.json else out.piece
+            text = ask(client, name, question, max_tokens=max_tokens, show=show)
+            return Answer(question, text, answer_sources(workspace.store, version, text))
+
+        answers = [_shown(session, question, answer) for question in questions or _typed(session)]
+    if out.json:
+        out.value([asdict(answer) for answer in answers])
+
+
+def _shown(session: Session, question: str, answer: Callable[[str], Answer]) -> Answer:
+    if session.out.json:
+        return answer(question)
+    session.out.line(f"? {question}")
+    found = answer(question)
+    session.out.line(f"\n  {found.learnt_from()}\n")
+    return found
+
+
+def _typed(session: Session) -> Iterator[str]:
+    """Yield what a person types, or what a pipe holds, until the end of it or an empty line on a terminal."""
+    import sys
+
+    terminal = sys.stdin.isatty()
+    if terminal:
+        session.out.note("Ask; an empty line ends.")
+    for line in sys.stdin:
+        question = line.strip()
+        if question:
+            yield question
+        elif terminal:
+            return
+
+
+def serve(
+    context: typer.Context,
+    model: ModelRef,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one.  [default: 8000]")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting: serve.port=9000.")
+    ] = None,
+) -> None:
+    """Serve a model behind the OpenAI API until Ctrl-C."""
+    from catena.core.generate import GENERATORS
+    from catena.core.types import ModelVersion
+    from catena.serve.app import build_app
+    from catena.serve.server import listen
+    from catena.serve.server import serve as serve_app
+
+    session = session_of(context)
+    settings, name = session.settings(assignments or ()).serve, model.partition("@")[0]
+    with session.open() as workspace, workspace.store.lock("gc", shared=True):
+        version = workspace.store.resolve(model, ModelVersion)
+        # The port first: whether it is free is known at once, and loading a model takes its time.
+        listener = listen(host or settings.host, settings.port if port is None else port)
+        with closing(listener), closing(GENERATORS.load("native")(workspace.store.checkout(version))) as generator:
+            app = build_app({name: generator}, fingerprints={name: version.digest})
+            serve_app(app, listener, on_ready=lambda url: _ready(session, name, version.digest, url))
+
+
+def _ready(session: Session, name: str, digest: str, url: str) -> None:
+    if session.out.json:
+        session.out.value({"url": f"{url}/v1", "model": name, "digest": digest})
+    else:
+        session.out.line(f"{name} ({digest[:12]}) answers at {url}/v1  (Ctrl-C ends)")
+
+
+SERVE_EXAMPLES = """\
+  catena serve python-helper@production
+  catena serve python-helper --host 0.0.0.0 --port 9000"""
+CHAT_EXAMPLES = """\
+  catena chat python-helper@production 'What does json.loads do?'
+  catena chat python-helper --url http://127.0.0.1:8000
+  catena chat python-helper 'What does os.walk do?' --json"""
+COMMANDS = (("chat", chat, CHAT_EXAMPLES), ("serve", serve, SERVE_EXAMPLES))

@@ -1,0 +1,51 @@
+"""A session: what the options that every command takes come to. Commands find it in their context."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from catena.cli.out import Out
+
+if TYPE_CHECKING:
+    from catena.settings import Settings
+    from catena.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Where to print, and which workspace was asked for."""
+
+    out: Out
+    workspace: Path | None = None
+    debug: bool = False
+
+    def settings(self, assignments: Sequence[str] = ()) -> Settings:
+        """Return the settings that hold here."""
+        from catena.settings import load_settings
+
+        return load_settings(workspace=self.workspace, environment=os.environ, assignments=assignments)
+
+    @contextmanager
+    def open(self, *, create: bool = False) -> Iterator[Workspace]:
+        """Open the workspace; with `create` one is made where there is none. Raises `NotFound` otherwise."""
+        from catena.workspace import open as open_workspace
+
+        settings = self.settings()
+        with open_workspace(
+            settings.workspace, create=create, index_url=settings.index, files_url=settings.files
+        ) as workspace:
+            yield workspace
+
+
+def session_of(context: typer.Context) -> Session:
+    """Return the session that `main` put into the context."""
+    session = context.obj
+    assert isinstance(session, Session)
+    return session

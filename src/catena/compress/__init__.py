@@ -1,0 +1,1 @@
+"""Compression: a model in, a smaller model out, in formats that other engines load."""

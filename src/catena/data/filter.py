@@ -1,0 +1,46 @@
+"""`data.filter`: documents that are worth keeping go on; each of the others is kept back with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, cast
+
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from catena.core.config import Config
+from catena.core.sample import Sample
+from catena.core.stage import Context, stage
+from catena.core.types import DatasetVersion
+from catena.data.filters.table import Filter, parse_filters
+
+RULES = ("catena.data.filters.length", "catena.data.filters.quality", "catena.data.filters.repetition")
+
+
+def first_reason(filters: Mapping[str, Filter], sample: Sample) -> tuple[str, str] | None:
+    """Return (name of the filter, reason) of the first filter that keeps the sample back, or None."""
+    for name, rule in filters.items():
+        if (reason := rule.reason(sample)) is not None:
+            return name, reason
+    return None
+
+
+class FilterConfig(Config):
+    filters: Annotated[dict[str, SerializeAsAny[Config]], BeforeValidator(parse_filters)] = Field(
+        default_factory=lambda: parse_filters({"length": {}, "repetition": {}}), min_length=1
+    )
+    """Filter name to its fields; applied in the order of their names, the first reason counts."""
+
+
+@stage("data.filter", uses=RULES)
+def filter_documents(ctx: Context, cfg: FilterConfig, *, source: DatasetVersion) -> DatasetVersion:
+    """Keep back documents that are too short, repetitive or of low quality, each with its reason."""
+    filters = cast("dict[str, Filter]", cfg.filters)  # `parse_filters` has seen to it
+    with ctx.store.new_dataset(source.shape, license=source.license) as out:
+        samples = ctx.store.open_dataset(source).samples()
+        for sample in ctx.progress("Filter", source.rows, "documents").over(samples):
+            found = first_reason(filters, sample)
+            if found is None:
+                out.add(sample)
+            else:
+                out.reject(sample, found[1], f"filter {found[0]}")
+        return out.commit()

@@ -1,0 +1,74 @@
+"""The repetition rules of Gopher (Rae et al. 2021, arXiv 2112.11446, table A1): lines, paragraphs, commonest n-grams.
+
+N-grams are of words, and of characters in Han, kana and hangul text. Gopher's duplicate 5- to 10-grams are left out:
+reference pages repeat whole phrases for a good reason, and the duplicate lines find the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from pydantic import Field
+
+from catena.core.config import Config
+from catena.core.sample import Sample
+from catena.data.words import words_of
+
+PARAGRAPH = re.compile(r"\n\s*\n")
+
+
+class Repetition(Config):
+    """Drop documents that say the same thing over and over."""
+
+    max_duplicate_lines: float = Field(0.3, ge=0, le=1)
+    """Largest share of lines that stood before."""
+    max_duplicate_line_characters: float = Field(0.2, ge=0, le=1)
+    """Largest share of characters in lines that stood before."""
+    max_duplicate_paragraphs: float = Field(0.3, ge=0, le=1)
+    """Largest share of paragraphs that stood before."""
+    max_duplicate_paragraph_characters: float = Field(0.2, ge=0, le=1)
+    """Largest share of characters in paragraphs that stood before."""
+    max_top_2gram: float = Field(0.20, ge=0)
+    """Largest share of characters in the commonest pair of words."""
+    max_top_3gram: float = Field(0.18, ge=0)
+    """Largest share of characters in the commonest three words."""
+    max_top_4gram: float = Field(0.16, ge=0)
+    """Largest share of characters in the commonest four words."""
+
+    def reason(self, sample: Sample) -> str | None:
+        """Return the code of the first rule that is broken, or None."""
+        text = sample.text
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        share, characters = duplicates(lines)
+        if share > self.max_duplicate_lines or characters > self.max_duplicate_line_characters:
+            return "repeated_lines"
+        share, characters = duplicates([part.strip() for part in PARAGRAPH.split(text) if part.strip()])
+        if share > self.max_duplicate_paragraphs or characters > self.max_duplicate_paragraph_characters:
+            return "repeated_paragraphs"
+        words = words_of(text)
+        for size, limit in ((2, self.max_top_2gram), (3, self.max_top_3gram), (4, self.max_top_4gram)):
+            if top_ngram_share(words, size) > limit:
+                return f"repeated_{size}grams"
+        return None
+
+
+def duplicates(parts: list[str]) -> tuple[float, float]:
+    """Return which share of the parts, and which of their characters, are copies of an earlier part."""
+    if not parts:
+        return 0.0, 0.0
+    unique = set(parts)
+    characters = sum(map(len, parts))
+    return 1 - len(unique) / len(parts), 1 - sum(map(len, unique)) / characters
+
+
+def top_ngram_share(words: list[str], size: int) -> float:
+    """Return which share of all the words' characters lies in the commonest n-gram; one that stands once counts 0."""
+    if len(words) < size:
+        return 0.0
+    counts = Counter(zip(*(words[start:] for start in range(size)), strict=False))
+    most = max(counts.values())
+    if most == 1:
+        return 0.0
+    longest = max(sum(map(len, ngram)) for ngram, count in counts.items() if count == most)
+    return most * longest / sum(map(len, words))

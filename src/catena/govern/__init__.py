@@ -1,0 +1,1 @@
+"""Governance: what may go on. Reports and models in, a decision out."""

@@ -1,0 +1,57 @@
+"""How much the engine takes on at once: its config, and what follows from it for one model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from catena.core.config import Config
+from catena.core.errors import DataError, UsageError
+
+
+class EngineConfig(Config):
+    """How much the engine takes on at once."""
+
+    max_running: int = Field(default=64, ge=1)
+    """Most sequences in one step."""
+    max_waiting: int = Field(default=256, ge=1)
+    """Most submitted requests in the queue; the next is refused at once."""
+    token_budget: int = Field(default=2048, ge=1)
+    """Most tokens in one step; longer prompts are cut into chunks."""
+    block_size: int = Field(default=32, ge=1)
+    """Tokens of one block of the key-value cache."""
+    cache_bytes: int = Field(default=1 << 30, ge=1)
+    """Memory for keys and values. Where it holds less than the model's context, the context is cut to it."""
+    score_bytes: int = Field(default=128 << 20, ge=1)
+    """Memory for the logits of prompts that are scored."""
+
+
+def blocks_and_context(config: EngineConfig, context: int, bytes_per_token: int) -> tuple[int, int]:
+    """Return the number of blocks, and the context that they can hold."""
+    size = config.block_size
+    affordable = config.cache_bytes // (bytes_per_token * size)
+    if affordable < 1:
+        raise UsageError(
+            f"cache_bytes is {config.cache_bytes}; one block of {size} tokens takes {bytes_per_token * size} bytes"
+        )
+    blocks = min(affordable, config.max_running * -(-context // size))
+    return blocks, min(context, blocks * size)
+
+
+def context_of(config: Any) -> int:
+    """Return the longest sequence, in tokens, that the model was made for."""
+    context = getattr(config, "max_position_embeddings", None)
+    if not context:
+        raise DataError("the model's config.json does not say how long its context is (max_position_embeddings)")
+    return int(context)
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end an answer: those of the model's generation config, else the tokenizer's."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    if ends is None:
+        return frozenset()
+    return frozenset(ends) if isinstance(ends, list | tuple) else frozenset([ends])

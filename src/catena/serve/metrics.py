@@ -1,0 +1,39 @@
+"""`/metrics`: the engine's statistics and the counts of requests, as Prometheus text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from catena.core.generate import StreamingGenerator
+from catena.serve.openai import Counters
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Labels = Mapping[str, str]
+
+
+def render(models: Mapping[str, StreamingGenerator], counters: Counters) -> str:
+    """Return every metric; those whose name ends in `_total` are counters, the others gauges."""
+    series: dict[str, list[tuple[Labels, float]]] = {}
+    for model, generator in models.items():
+        for name, value in generator.stats().items():
+            series.setdefault(f"catena_engine_{name}", []).append(({"model": model}, value))
+    answered = [
+        ({"model": model, "status": str(status)}, count) for (model, status), count in counters.answered.items()
+    ]
+    series["catena_chat_requests_total"] = list(answered)
+    series["catena_chat_requests_in_flight"] = [({}, counters.in_flight)]
+    return "".join(_family(name, samples) for name, samples in sorted(series.items()))
+
+
+def _family(name: str, samples: Iterable[tuple[Labels, float]]) -> str:
+    kind = "counter" if name.endswith("_total") else "gauge"
+    return "".join([f"# TYPE {name} {kind}\n", *(f"{name}{_labels(labels)} {value:g}\n" for labels, value in samples)])
+
+
+def _labels(labels: Labels) -> str:
+    inside = ",".join(f'{key}="{_escape(value)}"' for key, value in labels.items())
+    return f"{{{inside}}}" if inside else ""
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

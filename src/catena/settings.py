@@ -1,0 +1,95 @@
+"""Root settings: where the workspace is and what commands take when nothing is said.
+
+Later ones win: the defaults here, `catena.yaml` beside the workspace, `CATENA_*` in the environment
+(`CATENA_SERVE_PORT` is `serve.port`), `a.b=c` on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from catena.core.config import Config, describe, override, parse
+from catena.core.errors import ConfigError
+
+FILE = "catena.yaml"
+PREFIX = "CATENA_"
+
+
+class ServeSettings(Config):
+    """Where `catena serve` listens."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port; 0 takes any free one."""
+
+
+class Settings(Config):
+    """Everything that is set once and not in a recipe."""
+
+    workspace: Path | None = None
+    """The workspace's folder; without it, the nearest `.catena` at or above the current folder."""
+    index: str = ""
+    """SQLAlchemy URL of the index for new workspaces; empty: SQLite inside the workspace."""
+    files: str = ""
+    """fsspec URL of the files for new workspaces; empty: a folder inside the workspace."""
+    serve: ServeSettings = ServeSettings()
+
+
+def load_settings(
+    *,
+    workspace: Path | None = None,
+    environment: Mapping[str, str],
+    assignments: Sequence[str] = (),
+    start: Path | None = None,
+) -> Settings:
+    """Read the settings that hold in `start` (default: the current folder).
+
+    `workspace` is what was asked for by hand. Raises `ConfigError` that names the place of a wrong value.
+    """
+    here = start or Path.cwd()
+    asked = workspace or (Path(environment[PREFIX + "WORKSPACE"]) if environment.get(PREFIX + "WORKSPACE") else None)
+    root = _workspace_folder(asked) if asked else _nearest(here)
+    file = (root.parent if root else here) / FILE
+    written = _read(file)
+    values: dict[str, Any] = override(written, _from(environment))
+    values = override(values, assignments)
+    settings = parse(Settings, values, where=str(file) if written else "settings")
+    found = root or (file.parent / settings.workspace if settings.workspace else None)
+    return settings.model_copy(update={"workspace": found})
+
+
+def _workspace_folder(asked: Path) -> Path:
+    """Return the workspace that a person means: the folder itself, or the `.catena` in it."""
+    inner = asked / ".catena"
+    return inner if not (asked / "workspace.json").exists() and inner.is_dir() else asked
+
+
+def _nearest(start: Path) -> Path | None:
+    folders = (folder / ".catena" for folder in (start, *start.parents))
+    return next((folder for folder in folders if (folder / "workspace.json").exists()), None)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: settings are a mapping, for example `serve: {{port: 9000}}`")
+    return values
+
+
+def _from(environment: Mapping[str, str]) -> list[str]:
+    """Return the assignments that the environment makes."""
+    names = {PREFIX + row.name.upper().replace(".", "_"): row.name for row in describe(Settings)}
+    return [f"{path}={environment[name]}" for name, path in names.items() if environment.get(name)]

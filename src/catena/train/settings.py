@@ -1,0 +1,50 @@
+"""What every training is told: learning rate, schedule, batch, where and how precisely. Free of torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from catena.core.config import Config
+
+Schedule = Literal["cosine", "wsd", "constant"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class TrainConfig(Config):
+    """Base of the training stages' configs."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Sequences in one optimizer step."""
+    micro_batch_size: int = Field(default=0, ge=0)
+    """Sequences in one forward and backward; the rest of the batch is accumulated. 0: the whole batch at once."""
+    learning_rate: float = Field(default=2e-3, gt=0, le=1)
+    """Highest learning rate."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps in which the rate rises from nothing to the highest."""
+    schedule: Schedule = "cosine"
+    """How the rate falls: `cosine`; `wsd` (level, then down in a straight line); `constant`."""
+    decay_share: float = Field(default=0.3, ge=0, le=1)
+    """Share of all steps, at the end, in which `wsd` falls."""
+    final_rate: float = Field(default=0.1, ge=0, le=1)
+    """Rate at the end, as a share of the highest."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Decoupled decay of weight matrices; embeddings and norms have none."""
+    beta2: float = Field(default=0.95, gt=0, lt=1)
+    """AdamW's memory of squared gradients; beta1 is 0.9."""
+    clip: float = Field(default=1.0, gt=0)
+    """Longest gradient, in the 2-norm over all weights."""
+    eval_every: int = Field(default=200, ge=1)
+    """Steps between two measurements on the validation split."""
+    eval_batches: int = Field(default=16, ge=1)
+    """Batches of the validation split that one measurement reads."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between two entries in the loss curve."""
+    checkpoint_seconds: float = Field(default=10.0, ge=0)
+    """Training time between two checkpoints to go on from; 0 writes one at each step. The result is the same."""
+    precision: Precision = "auto"
+    """Number format of matrix products; weights are float32. `auto`: bfloat16 on a GPU that has it, else float32."""
+    device: Device = "auto"
+    """`auto`: the first CUDA GPU, else the CPU."""

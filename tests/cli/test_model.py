@@ -1,0 +1,168 @@
+"""chat and serve over a real tiny model: the official client, the pages an answer was learnt from, ports, signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from catena.core.sample import Sample
+from catena.core.types import ENDED, Run
+from catena.hub.fsck import collect_garbage
+from catena.hub.index import now
+from catena.hub.store import Store, init_store, open_store
+from catena.models.checkpoint import describe, save
+from catena.models.tokenizer import train_tokenizer
+from tests.cli.conftest import Catena
+
+QUESTION, ANSWER = "What does json.loads do?", "Deserialize a document to a Python object."
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer([f"{QUESTION} {ANSWER} 你好世界 " * 20], 320)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    target = tmp_path_factory.mktemp("model")
+    save(LlamaForCausalLM(shape), tokenizer, target)
+    return target
+
+
+@pytest.fixture
+def workspace(here: Path, folder: Path) -> Iterator[Store]:
+    """A workspace with a model, and the conversations it was (as its run says) trained on."""
+    store = init_store(here / ".catena")
+    with store.new_dataset("conversation") as writer:
+        messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+        writer.add(
+            Sample("s1", {"messages": messages}, {"page": "pydoc:/json.html"}, "pydoc:/json.html", split="train")
+        )
+        talk = writer.commit()
+    model = store.put_model(folder, **describe(folder))
+    run = Run(id="r0", group="g", step="talk", stage="data.converse", key="k0", output=talk.digest, started=now())
+    store.index.finish(run.model_copy(update={"status": "done", "ended": now()}), talk, "talk")
+    run = Run(id="r1", group="g", step="sft", stage="train.sft", key="k1", inputs={"data": talk.digest}, started=now())
+    run = run.model_copy(update={"status": "done", "output": model.digest, "ended": now()})
+    assert run.status in ENDED
+    store.index.finish(run, model.model_copy(update={"made_by": "r1"}), "tiny", ("production",))
+    yield store
+    store.close()
+
+
+def test_chat_answers_by_the_official_client_and_names_pages(workspace: Store, catena: Catena) -> None:
+    result = catena("chat", "tiny@production", QUESTION, "你好", "--max-tokens", "8", "--json")
+    assert result.code == 0, result.err
+    first, second = result.json
+    assert (first["question"], second["question"]) == (QUESTION, "你好")
+    assert first["answer"]
+    assert isinstance(first["sources"], list)
+
+
+def test_chat_prints_question_answer_and_pages(workspace: Store, catena: Catena) -> None:
+    result = catena("chat", "tiny", QUESTION, "--max-tokens", "4")
+    assert result.out.startswith(f"? {QUESTION}\n")
+    assert "\n  learnt from: " in result.out
+
+
+def test_lineage_of_an_answer_leads_to_its_page(workspace: Store, catena: Catena) -> None:
+    (source,) = catena("lineage", "tiny", "--answer", ANSWER.replace(" ", "  "), "--json").json
+    assert (source["page"], source["similarity"], source["sample_id"]) == ("pydoc:/json.html", 1.0, "s1")
+    near = catena("lineage", "tiny", "--answer", "Deserialize a document to an object", "--json").json
+    assert 0.2 < near[0]["similarity"] < 1
+
+
+def test_chat_reads_questions_from_a_pipe(workspace: Store, program: Catena) -> None:
+    result = program("chat", "tiny", "--max-tokens", "2", "--json", stdin=f"{QUESTION}\n\nAnother?\n")
+    assert result.code == 0, result.err
+    assert [answer["question"] for answer in result.json] == [QUESTION, "Another?"]
+
+
+def test_question_longer_than_the_context_is_a_usage_error(workspace: Store, catena: Catena) -> None:
+    result = catena("chat", "tiny", "word " * 2000)
+    assert result.code == 2
+    assert "the server refused" in result.err
+
+
+def test_chat_with_a_server_that_is_away_is_a_remote_error(workspace: Store, catena: Catena) -> None:
+    result = catena("chat", "tiny", "Hello?", "--url", "http://127.0.0.1:9")
+    assert result.code == 8
+    assert "no server answers at" in result.err
+
+
+def test_chat_with_a_dataset_is_refused(workspace: Store, catena: Catena) -> None:
+    result = catena("chat", "talk", "Hello?")
+    assert (result.code, "is a dataset" in result.err) == (2, True)
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    command = [sys.executable, "-m", "catena", "serve", "tiny@production", "--json", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            lines = [child.stdout.readline() for _ in range(5)]
+            yield child, json.loads("".join(lines))
+        finally:
+            child.terminate()
+            child.communicate(timeout=30)
+
+
+def test_serve_answers_until_it_is_told_to_end(workspace: Store, catena: Catena) -> None:
+    with serving("--port", "0") as (child, ready):
+        assert set(ready) == {"url", "model", "digest"}
+        with openai.OpenAI(base_url=ready["url"], api_key="none", max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == ["tiny"]
+        asked = catena("chat", "tiny", QUESTION, "--url", ready["url"], "--max-tokens", "4", "--json")
+        assert asked.json[0]["answer"]
+        beside = open_store(workspace.root)
+        assert catena("gc").code == 5, "a server reads the checkout"
+        beside.close()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0
+    assert collect_garbage(workspace).files >= 0
+
+
+def test_port_in_use_is_said_before_the_model_is_loaded(workspace: Store, catena: Catena) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = catena("serve", "tiny", "--port", str(port))
+    assert result.code == 5
+    assert f"port {port}" in result.err
+    assert "--port 0" in result.err
+    assert not list((workspace.root / "checkouts").glob("*"))
+
+
+def test_model_without_weights_is_a_data_error(workspace: Store, catena: Catena, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    hollow = workspace.put_model(empty)
+    workspace.index.add_artifact(hollow)
+    workspace.index.add_name("hollow", hollow.digest)
+    result = catena("chat", "hollow", "Hello?")
+    assert result.code == 4
+    assert result.err.startswith("error: ")

@@ -1,0 +1,66 @@
+"""The signature of a stage is its interface."""
+
+from __future__ import annotations
+
+import pytest
+
+from catena.core import stage as stage_module
+from catena.core.config import Config
+from catena.core.stage import Context, code_digest, stage, stage_of
+from catena.core.types import DatasetVersion, ModelVersion, Report
+
+
+class NoConfig(Config):
+    pass
+
+
+@stage("test.both", uses=("json",))
+def both(ctx: Context, cfg: NoConfig, *, model: ModelVersion | DatasetVersion, extra: Report | None = None) -> Report:
+    """Do something.
+
+    More words.
+    """
+    raise AssertionError
+
+
+def test_inputs_output_and_summary_are_read_off_the_signature() -> None:
+    read = stage_of(both)
+    assert read.name == "test.both"
+    assert read.config is NoConfig
+    assert read.inputs == {"model": (ModelVersion, DatasetVersion), "extra": (Report,)}
+    assert read.optional == {"extra"}
+    assert read.output == (Report,)
+    assert read.summary == "Do something."
+
+
+def test_a_function_without_the_mark_or_the_form_is_refused() -> None:
+    def plain(ctx: Context, cfg: NoConfig) -> Report:
+        raise AssertionError
+
+    with pytest.raises(TypeError, match="not marked"):
+        stage_of(plain)
+
+    @stage("test.bad")
+    def bad(ctx: Context, cfg: NoConfig, *, number: int) -> Report:
+        raise AssertionError
+
+    with pytest.raises(TypeError, match="not an artifact"):
+        stage_of(bad)
+
+
+def test_a_digest_of_code_covers_what_a_module_imports_within_functions_too(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    package = tmp_path / "acme_code"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("def f():\n    from acme_code import b\n    return b.x\n")
+    (package / "b.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = code_digest("acme_code.a")
+    (package / "b.py").write_text("x = 2\n")
+    code_digest.cache_clear()
+    changed = code_digest("acme_code.a")
+    assert changed != before
+    (package / "words.txt").write_text("a word list counts too")
+    code_digest.cache_clear()
+    stage_module._data_files.cache_clear()
+    assert code_digest("acme_code.a") != changed

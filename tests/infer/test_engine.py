@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from catena.core.errors import DataError, EnvironmentProblem, UsageError
+from catena.core.generate import GENERATORS, Completion, Delta, Message, Request, SamplingParams, StreamingGenerator
+from catena.core.generate import Generator as Generates
+from catena.infer.capacity import EngineConfig
+from catena.infer.engine import Engine, open_engine
+from catena.models import checkpoint, quant
+
+FAMILIES = ["llama", "llama-mha", "qwen2", "qwen3", "mistral-window"]
+
+
+def prompts(count: int, vocabulary: int, longest: int = 90) -> list[list[int]]:
+    draws = random.Random(count)
+    return [[draws.randrange(5, vocabulary) for _ in range(draws.randint(1, longest))] for _ in range(count)]
+
+
+def by_transformers(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
+    ids = torch.tensor([list(prompt)])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+    return [int(token) for token in out[0, len(prompt) :]]
+
+
+def answers(engine: Generates, asked: Sequence[Sequence[int]], **params: Any) -> list[Completion]:
+    requests = [Request(str(i), prompt, SamplingParams(**params)) for i, prompt in enumerate(asked)]
+    done = {completion.request_id: completion for completion in engine.generate(requests)}
+    return [done[str(i)] for i in range(len(asked))]
+
+
+class Listener:
+    """Collects the deltas of one request."""
+
+    def __init__(self) -> None:
+        self.deltas: list[Delta] = []
+        self.done = threading.Event()
+
+    def __call__(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+        if delta.completion is not None:
+            self.done.set()
+
+    def wait(self) -> Completion:
+        assert self.done.wait(20), "no answer came"
+        completion = self.deltas[-1].completion
+        assert completion is not None
+        return completion
+
+
+# -- the same tokens as transformers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("count", [1, 3, 17])
+def test_greedy_answers_equal_generate_token_for_token(
+    family: str, count: int, model_of: Callable[..., Any], engine_of: Callable[..., Engine], tokenizer: Any
+) -> None:
+    asked = prompts(count, len(tokenizer))
+    model = model_of(family)
+    expected = [by_transformers(model, prompt, 24) for prompt in asked]
+    found = answers(engine_of(family), asked, max_tokens=24)
+    assert [list(completion.token_ids) for completion in found] == expected
+    assert len({token for answer in expected for token in answer}) > 5, "the model says always the same"
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"token_budget": 16, "max_running": 8},
+        {"block_size": 4, "cache_bytes": 2 * 2 * 2 * 12 * 4 * 4 * 70, "max_running": 16},
+        {"max_running": 1, "block_size": 1},
+    ],
+    ids=["chunked", "preempted", "one by one"],
+)
+def test_chunks_preemption_and_block_size_change_nothing(
+    family: str, options: dict[str, int], model_of: Callable[..., Any], engine_of: Callable[..., Engine], tokenizer: Any
+) -> None:
+    asked = prompts(9, len(tokenizer), longest=60)
+    model = model_of(family)
+    engine = engine_of(family, **options)
+    assert [list(c.token_ids) for c in answers(engine, asked, max_tokens=20)] == [
+        by_transformers(model, prompt, 20) for prompt in asked
+    ]
+    stats = engine.stats()
+    assert stats["cache_blocks_used"] == 0
+    if "cache_bytes" in options:
+        assert stats["preemptions_total"] > 0
+
+
+def test_scores_are_the_log_probabilities_of_the_model(
+    model_of: Callable[..., Any], engine_of: Callable[..., Engine], tokenizer: Any
+) -> None:
+    asked = prompts(5, len(tokenizer))
+    model = model_of()
+    for options in ({}, {"score_bytes": 4 * len(tokenizer) * 7}):
+        scored = {c.request_id: c for c in engine_of(**options).score(Request(str(i), p) for i, p in enumerate(asked))}
+        for index, prompt in enumerate(asked):
+            with torch.no_grad():
+                expected = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+            picked = [expected[at, token].item() for at, token in enumerate(prompt[1:])]
+            assert scored[str(index)].logprobs == pytest.approx(picked, abs=1e-4)
+            assert scored[str(index)].token_ids == ()
+
+
+# -- sampling and ends ---------------------------------------------------------------------------------------------
+
+
+def test_a_seed_gives_the_same_answer_in_any_company(engine_of: Callable[..., Engine], tokenizer: Any) -> None:
+    engine = engine_of()
+    asked = prompts(6, len(tokenizer))
+    params = {"temperature": 1.0, "top_p": 0.95, "seed": 7, "max_tokens": 16}
+    alone = [answers(engine, [prompt], **params)[0].token_ids for prompt in asked]
+    assert [completion.token_ids for completion in answers(engine, asked, **params)] == alone
+    other = answers(engine, asked, **{**params, "seed": 8})
+    assert [completion.token_ids for completion in other] != alone
+
+
+def test_an_end_token_ends_the_answer_and_is_not_in_its_text(
+    model_of: Callable[..., Any], tokenizer: Any, engine_of: Callable[..., Engine]
+) -> None:
+    prompt = prompts(1, len(tokenizer))[0]
+    free = answers(engine_of(), [prompt], max_tokens=24)[0].token_ids
+    model = model_of()
+    model.generation_config.eos_token_id = free[5]
+    engine = Engine(model, tokenizer)
+    [ended] = answers(engine, [prompt], max_tokens=24)
+    assert ended.token_ids == free[: free.index(free[5]) + 1]
+    assert ended.finish_reason == "stop"
+    engine.close()
+
+
+def test_a_stop_string_ends_the_answer(engine_of: Callable[..., Engine], tokenizer: Any) -> None:
+    engine = engine_of()
+    prompt = prompts(3, len(tokenizer))[1]
+    [free] = answers(engine, [prompt], max_tokens=40)
+    assert free.finish_reason == "length"
+    stop = free.text[10:13]
+    [stopped] = answers(engine, [prompt], max_tokens=40, stop=(stop,))
+    assert stopped.text == free.text[: free.text.index(stop)]
+    assert stopped.finish_reason == "stop"
+    assert len(stopped.token_ids) < 40
+
+
+def test_an_answer_ends_where_the_context_ends(engine_of: Callable[..., Engine]) -> None:
+    [completion] = answers(engine_of(), [[7] * 250], max_tokens=100)
+    assert len(completion.token_ids) == 6
+    assert completion.finish_reason == "length"
+
+
+def test_logits_that_are_no_numbers_fail_one_request_and_spoil_no_other(
+    model_of: Callable[..., Any], tokenizer: Any, engine_of: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [10, 11, 12]
+    [expected] = answers(engine_of(), [good], max_tokens=8)
+    model = model_of()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[9] = float("nan")
+        model.lm_head.weight[9] = 0  # so that nobody else says it
+    engine = Engine(model, tokenizer, EngineConfig(max_running=3, block_size=4))
+    found = answers(engine, [[9] * 30, good, [9] * 5, good, good], max_tokens=8)
+    assert [completion.finish_reason for completion in found] == ["error", "length", "error", "length", "length"]
+    assert {completion.token_ids for completion in found} == {(), expected.token_ids}
+    assert "no numbers" in caplog.text
+    engine.close()
+
+
+# -- requests ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "says"),
+    [
+        ([7] * 300, {}, "300 tokens; the context is 256"),
+        ([7] * 256, {}, "256 tokens; the context is 256"),
+        ("", {}, "empty"),
+        ("a \ud800 b", {}, "half a character"),
+        ([Message("user", "\ud800")], {}, "half a character"),
+        ([], {}, "empty"),
+        ([-1], {}, "no id"),
+        ([10**9], {}, "no id"),
+        ("hi", {"max_tokens": 0}, "max_tokens"),
+        ("hi", {"max_tokens": 1000}, "1000"),
+        ("hi", {"temperature": -1.0}, "temperature"),
+        ("hi", {"temperature": float("nan")}, "temperature"),
+        ("hi", {"top_p": 0.0}, "top_p"),
+        ("hi", {"top_k": -1}, "top_k"),
+    ],
+)
+def test_a_bad_request_is_refused_with_its_numbers(
+    engine_of: Callable[..., Engine], prompt: Any, params: dict[str, Any], says: str
+) -> None:
+    engine = engine_of()
+    request = Request("x", prompt, SamplingParams(**params))
+    with pytest.raises(UsageError, match=says):
+        list(engine.generate([request]))
+    with pytest.raises(UsageError, match=says):
+        engine.submit(request, lambda delta: None)
+    assert engine.stats()["cache_blocks_used"] == 0
+
+
+def test_messages_go_through_the_chat_template(engine_of: Callable[..., Engine], tokenizer: Any) -> None:
+    engine = engine_of()
+    turns = [Message("system", "Be brief."), Message("user", "你好 <|end|>?")]
+    written = tokenizer.apply_chat_template(
+        [{"role": turn.role, "content": turn.content} for turn in turns], add_generation_prompt=True, return_dict=False
+    )
+    tokens = engine.prompter.tokens(turns)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert tokenizer.decode(tokens, skip_special_tokens=False).count("<|end|>") == 3
+    assert tokens.count(end) == 2, "an end token that a person types must stay text"
+    assert written.count(end) == 3
+    [completion] = engine.generate([Request("x", turns, SamplingParams(max_tokens=3))])
+    assert completion.prompt_tokens == len(tokens)
+
+
+def test_the_iterable_of_requests_is_read_as_it_is_needed(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of(max_running=2)
+    read = 0
+
+    def endless() -> Any:
+        nonlocal read
+        while True:
+            read += 1
+            yield Request(str(read), [5, 6, 7], SamplingParams(max_tokens=2))
+
+    stream = engine.generate(endless())
+    for _ in range(5):
+        next(stream)
+    cast("Generator[Completion, None, None]", stream).close()
+    assert read <= 12
+    assert engine.stats()["running"] == engine.stats()["waiting"] == engine.stats()["cache_blocks_used"] == 0
+
+
+def test_a_model_whose_attention_is_its_own_is_refused_by_name(tokenizer: Any) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    model._supports_attention_backend = False
+    with pytest.raises(DataError, match="GPT2LMHeadModel"):
+        Engine(model, tokenizer)
+
+
+def test_a_cache_smaller_than_the_context_cuts_the_context(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of(cache_bytes=2 * 2 * 2 * 12 * 4 * 64)
+    assert engine.stats()["context_tokens"] == 64
+    with pytest.raises(UsageError, match="the context is 64"):
+        list(engine.generate([Request("x", [7] * 80)]))
+
+
+def test_a_cache_without_room_for_a_block_is_refused(engine_of: Callable[..., Engine]) -> None:
+    with pytest.raises(UsageError, match="cache_bytes"):
+        engine_of(cache_bytes=100)
+
+
+# -- streaming -----------------------------------------------------------------------------------------------------
+
+
+def test_streams_give_the_same_text_as_generate(engine_of: Callable[..., Engine], tokenizer: Any) -> None:
+    engine = engine_of()
+    asked = prompts(7, len(tokenizer))
+    whole = answers(engine_of(), asked, max_tokens=30)
+    listeners = [Listener() for _ in asked]
+    for index, (prompt, listener) in enumerate(zip(asked, listeners, strict=True)):
+        engine.submit(Request(str(index), prompt, SamplingParams(max_tokens=30)), listener)
+    for expected, listener in zip(whole, listeners, strict=True):
+        completion = listener.wait()
+        assert completion.token_ids == expected.token_ids
+        assert "".join(delta.text for delta in listener.deltas) == completion.text
+        assert len(listener.deltas) > 3
+        assert "\ufffd" not in "".join(d.text for d in listener.deltas[:-1]) or "\ufffd" in expected.text
+
+
+def test_generate_and_submit_work_at_the_same_time(engine_of: Callable[..., Engine], tokenizer: Any) -> None:
+    engine = engine_of(max_running=4)
+    asked = prompts(10, len(tokenizer), longest=20)
+    expected = [c.token_ids for c in answers(engine_of(), asked, max_tokens=12)]
+    listener = Listener()
+    stream = engine.generate(Request(str(i), p, SamplingParams(max_tokens=12)) for i, p in enumerate(asked))
+    found = {(first := next(stream)).request_id: first}
+    engine.submit(Request("0", asked[0], SamplingParams(max_tokens=12)), listener)
+    found.update({completion.request_id: completion for completion in stream})
+    assert listener.wait().token_ids == expected[0]
+    assert [found[str(i)].token_ids for i in range(10)] == expected
+
+
+def test_cancel_ends_a_request_and_frees_its_blocks(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of()
+    listener = Listener()
+    started = threading.Event()
+
+    def on_delta(delta: Delta) -> None:
+        listener(delta)
+        started.set()
+        if delta.completion is None:
+            time.sleep(0.005)
+
+    engine.submit(Request("x", [5, 6, 7], SamplingParams(max_tokens=250, temperature=1.0, seed=0)), on_delta)
+    assert started.wait(20)
+    engine.cancel("x")
+    engine.cancel("nobody")
+    assert listener.wait().finish_reason == "cancelled"
+    assert engine.stats()["cache_blocks_used"] == 0
+    assert engine.stats()["cancelled_total"] == 1
+
+
+def test_a_full_queue_refuses_at_once_and_leaks_nothing(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of(max_running=1, max_waiting=1)
+    gate = threading.Event()
+    listeners = [Listener() for _ in range(2)]
+
+    def slow(delta: Delta) -> None:
+        gate.wait(20)
+        listeners[0](delta)
+
+    engine.submit(Request("a", [5], SamplingParams(max_tokens=4)), slow)
+    engine.submit(Request("b", [5], SamplingParams(max_tokens=4)), listeners[1])
+    with pytest.raises(EnvironmentProblem, match="full"):
+        engine.submit(Request("c", [5], SamplingParams(max_tokens=4)), Listener())
+    gate.set()
+    assert [listener.wait().finish_reason for listener in listeners] == ["length", "length"]
+    assert engine.stats()["cache_blocks_used"] == 0
+
+
+def test_two_requests_with_one_id_are_refused(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of()
+    gate = threading.Event()
+    engine.submit(Request("x", [5], SamplingParams(max_tokens=4)), lambda delta: [gate.wait(20)].clear())
+    with pytest.raises(UsageError, match="'x'"):
+        engine.submit(Request("x", [5]), Listener())
+    gate.set()
+
+
+def test_a_listener_that_fails_takes_nobody_else_down(
+    engine_of: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_of()
+    good = Listener()
+
+    def bad(delta: Delta) -> None:
+        raise RuntimeError("the event loop is closed")
+
+    engine.submit(Request("bad", [5, 6], SamplingParams(max_tokens=200)), bad)
+    engine.submit(Request("good", [5, 6], SamplingParams(max_tokens=20)), good)
+    assert good.wait().finish_reason == "length"
+    assert "its listener failed" in caplog.text
+
+
+def test_an_engine_that_dies_fails_everyone_and_refuses_the_next(
+    engine_of: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_of(max_running=1)
+    monkeypatch.setattr(engine.runner, "run", lambda chunks: 1 / 0)
+    listeners = [Listener() for _ in range(3)]
+    for index, listener in enumerate(listeners):
+        try:
+            engine.submit(Request(str(index), [5]), listener)
+        except EnvironmentProblem:  # it died before this one came
+            listener(Delta("", Completion(str(index), "", (), "error", 1)))
+    assert [listener.wait().finish_reason for listener in listeners] == ["error"] * 3
+    with pytest.raises(EnvironmentProblem, match="ZeroDivisionError"):
+        engine.submit(Request("next", [5]), Listener())
+    with pytest.raises(EnvironmentProblem, match="ZeroDivisionError"):
+        list(engine.generate([Request("next", [5])]))
+    assert engine.stats()["alive"] == 0
+
+
+def test_an_error_in_generate_reaches_its_caller(
+    engine_of: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of()
+    monkeypatch.setattr(engine.runner, "run", lambda chunks: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(engine.generate([Request("x", [5])]))
+
+
+def test_closing_cancels_what_is_in_flight(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of()
+    listener = Listener()
+    engine.submit(Request("x", [5], SamplingParams(max_tokens=250)), listener)
+    engine.close()
+    engine.close()
+    assert listener.wait().finish_reason in ("cancelled", "length")
+    with pytest.raises(EnvironmentProblem, match="closed"):
+        engine.submit(Request("y", [5]), Listener())
+
+
+# -- folders -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_folder_opens_by_registry_name_dense_and_int8(
+    tmp_path: Path, model_of: Callable[..., Any], tokenizer: Any
+) -> None:
+    asked = prompts(3, len(tokenizer))
+    model = model_of()
+    checkpoint.save(model, tokenizer, tmp_path / "dense")
+    quant.quantize_(model)
+    checkpoint.save(model, tokenizer, tmp_path / "int8")
+    for name in ("dense", "int8"):
+        reference, _ = checkpoint.load(tmp_path / name)
+        engine: Engine = GENERATORS.load("native")(tmp_path / name, max_running=4)
+        streaming: object = engine
+        assert isinstance(streaming, StreamingGenerator)
+        found = [list(completion.token_ids) for completion in answers(engine, asked, max_tokens=16)]
+        assert found == [by_transformers(reference, prompt, 16) for prompt in asked]
+        engine.close()
+
+
+def test_an_unknown_option_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="max_runing"):
+        open_engine(tmp_path / "no such folder", max_runing=4)
+
+
+def test_the_config_is_bounded() -> None:
+    with pytest.raises(ValueError, match="max_running"):
+        EngineConfig(max_running=0)

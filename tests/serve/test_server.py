@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from catena.core.errors import PortInUse, UsageError
+from catena.serve.server import background, listen, url_of
+
+# A server whose one route answers after a while; it prints its URL when it is ready, and "end" when it is done.
+PROGRAM = """
+import asyncio, sys
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from catena.serve.server import listen, serve
+
+async def slow(request):
+    await asyncio.sleep(float(sys.argv[1]))
+    return PlainTextResponse("done")
+
+serve(Starlette(routes=[Route("/", slow)]), listen(port=0), on_ready=lambda url: print(url, flush=True),
+      grace_seconds=int(sys.argv[2]))
+print("end", flush=True)
+"""
+
+
+def start(seconds: float, grace: int) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(seconds), str(grace)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def ask_in_thread(url: str) -> tuple[threading.Thread, list[str]]:
+    answers: list[str] = []
+
+    def ask() -> None:
+        try:
+            answers.append(httpx.get(url, timeout=30).text)
+        except httpx.HTTPError:
+            answers.append("cut off")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.3)
+    return thread, answers
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_requests_finish_and_takes_no_new_ones(sent: signal.Signals) -> None:
+    process, url = start(0.8, 20)
+    thread, answers = ask_in_thread(url)
+    process.send_signal(sent)
+    time.sleep(0.3)
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(url, timeout=2)
+    thread.join()
+    assert answers == ["done"]
+    out, _ = process.communicate(timeout=20)
+    assert out.strip() == "end"
+    assert process.returncode == 0
+
+
+def test_after_the_deadline_what_still_runs_is_cut_off() -> None:
+    process, url = start(60, 1)
+    thread, answers = ask_in_thread(url)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    thread.join()
+    assert answers != ["done"]
+    assert process.returncode == 0
+
+
+def test_a_port_in_use_is_told_before_anything_is_loaded() -> None:
+    first = listen(port=0)
+    port = first.getsockname()[1]
+    with pytest.raises(PortInUse, match=str(port)) as caught:
+        listen(port=port)
+    assert "--port 0" in caught.value.hint
+    first.close()
+    listen(port=port).close()
+
+
+@pytest.mark.parametrize(("host", "port"), [("no.such.host.invalid", 0), ("127.0.0.1", 70000), ("127.0.0.1", -1)])
+def test_a_place_that_cannot_be_is_refused(host: str, port: int) -> None:
+    with pytest.raises(UsageError):
+        listen(host, port)
+
+
+def test_the_url_is_one_that_this_machine_reaches() -> None:
+    with listen("0.0.0.0", 0) as everywhere:
+        assert url_of(everywhere) == f"http://127.0.0.1:{everywhere.getsockname()[1]}"
+    if socket.has_ipv6 and Path("/proc/net/if_inet6").exists():
+        with listen("::1", 0) as six:
+            assert url_of(six) == f"http://[::1]:{six.getsockname()[1]}"
+
+
+def test_background_serves_in_the_block_and_not_after() -> None:
+    async def hello(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("hello")
+
+    with background(Starlette(routes=[Route("/", hello)])) as url:
+        assert httpx.get(url).text == "hello"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+def test_serving_imports_no_torch() -> None:
+    code = "import sys, catena.serve.app, catena.serve.server; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=os.environ).returncode == 0
