@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from catena.cli.doctor import check_compute, check_disk, check_index, check_library_path, measured
+from catena.cli.doctor import check_compute, check_disk, check_index, check_library_path, measured, memory_limit
 from catena.hub.store import init_store
 from tests.cli.conftest import Catena
 
@@ -63,6 +63,13 @@ def test_library_path_with_foreign_libraries_is_a_finding(tmp_path: Path) -> Non
     (tmp_path / "libcudnn.so.8").touch()
     (check,) = check_library_path(str(tmp_path))
     assert (check.status, check.value) == ("warn", "libcudnn.so.8")
+
+
+@pytest.mark.parametrize(("text", "limit"), [("max\n", None), ("4294967296\n", 4 << 30), ("", None)])
+def test_memory_limit_of_a_container_is_read(tmp_path: Path, text: str, limit: int | None) -> None:
+    (tmp_path / "memory.max").write_text(text)
+    assert memory_limit(tmp_path / "memory.max") == limit
+    assert memory_limit(tmp_path / "absent") is None
 
 
 def test_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:

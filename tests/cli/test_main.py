@@ -111,6 +111,24 @@ def test_problems_of_a_recipe_are_listed_with_their_lines(catena: Catena, here: 
     assert len(problems) == 2
 
 
+def test_recipe_with_a_mistake_makes_no_workspace(catena: Catena, here: Path) -> None:
+    (here / "bad.yaml").write_text("name: bad\nsteps:\n  a: {stage: example.numbrs}\n")
+    assert catena("run", "bad.yaml").code == 2
+    assert not (here / ".catena").exists()
+
+
+def test_version(catena: Catena) -> None:
+    assert catena("--version").out.startswith("catena 0.")
+
+
+def test_characters_that_the_terminal_lacks_are_replaced(filled: Catena, recipe: Path) -> None:
+    command = [sys.executable, "-m", "catena", "run", str(recipe), "--set", "loud.mark=+"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"? loud  done" in done.stdout
+
+
 def test_every_error_class_keeps_its_exit_code() -> None:
     for error in (errors.UsageError("x"), errors.NotFound("x"), errors.GateFailed("x"), errors.RemoteError("x")):
         assert known_error(error) is error

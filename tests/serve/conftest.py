@@ -20,6 +20,15 @@ from catena.serve.server import background
 DIGEST = "0123456789abcdef" * 4
 
 
+@pytest.fixture(scope="session", autouse=True)
+def direct() -> Iterator[None]:
+    """Reach loopback directly: a proxy of the environment is for other machines."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("NO_PROXY", "no_proxy"):
+            patch.setenv(name, "127.0.0.1,::1,localhost")
+        yield
+
+
 @pytest.fixture(scope="session")
 def engine_of() -> Iterator[Callable[..., Engine]]:
     """Return a function that opens an engine over a tiny random model whose answers never end by themselves."""

@@ -72,12 +72,22 @@ def check_cores() -> Check:
 
 
 def check_memory() -> Check:
-    """Memory that is free now."""
-    memory = psutil.virtual_memory()
+    """Memory that is free now; a container's limit counts."""
+    memory, limit = psutil.virtual_memory(), memory_limit()
     text = f"{memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}"
-    if memory.available < MEMORY_GIB * GIB:
+    if limit is not None and limit < memory.total:
+        text += f", limit of this container {limit / GIB:.1f}"
+    if min(memory.available, limit or memory.available) < MEMORY_GIB * GIB:
         return Check("memory", "warn", text, f"The shipped recipe needs up to {MEMORY_GIB} GiB; end other programs.")
     return Check("memory", "ok", text)
+
+
+def memory_limit(file: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
+    """Return the container's limit in bytes, or None."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # `max` stands for none
+        return None
 
 
 def check_disk(place: Path) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import typer
 
 from catena.cli import artifact, history, model, recipe, stage, workspace
 from catena.cli.out import Out
-from catena.cli.session import Session
+from catena.cli.session import Session, session_of
 from catena.core.errors import Cancelled, CatenaError, UsageError, environment_problem
 
 app = typer.Typer(
@@ -33,6 +34,15 @@ for commands in (workspace, recipe, stage, artifact, history, model):
         app.command(name, epilog=f"\b\nExamples:\n{example}")(command)
 
 
+def print_version(context: typer.Context, wanted: bool) -> None:
+    """Print the version and end."""
+    from catena import __version__
+
+    if wanted:
+        session_of(context).out.line(f"catena {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def everywhere(
     workspace: Annotated[
@@ -41,6 +51,9 @@ def everywhere(
     json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no notes.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Declare the options for the help; `take_common` has taken them off the line before."""
 
@@ -80,6 +93,9 @@ def take_common(arguments: Sequence[str]) -> Common:
 
 def main() -> None:
     """Run the command line of this process and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no character for something shows `?`
     sys.exit(run(sys.argv[1:]))
 
 

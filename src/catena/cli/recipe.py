@@ -29,8 +29,11 @@ def run(
 ) -> None:
     """Run a recipe. What was done before comes from the store; a killed run goes on where it was."""
     from catena.cli.views import run_result
+    from catena.flow.recipe import load_recipe
 
     session = session_of(context)
+    if session.settings().workspace is None:
+        load_recipe(recipe, overrides=assignments or ())  # a recipe with a mistake leaves no empty workspace behind
     with session.open(create=True) as workspace, session.out.progress(events=True) as listeners:
         result = workspace.run(
             recipe, overrides=assignments or (), refresh=refresh, until=until, report=report, listeners=listeners
@@ -50,7 +53,7 @@ def plan(
 ) -> None:
     """Say which steps of a recipe would run, and why. Nothing runs."""
     session = session_of(context)
-    with session.open(create=True) as workspace:
+    with session.open() as workspace:
         steps = workspace.plan(recipe, overrides=assignments or (), until=until, refresh=refresh)
     if session.out.json:
         session.out.value([asdict(step) for step in steps])

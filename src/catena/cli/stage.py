@@ -70,8 +70,11 @@ def explain(
         out.value(record)
         return
     out.line(f"{record['stage']}: {record['summary']}\n")
-    inputs = [(row["name"], " or ".join(row["kinds"]), row["required"] or "optional") for row in record["inputs"]]
-    out.table(("input", "takes", "required"), inputs, empty="no inputs")
+    inputs = [
+        (row["name"], " or ".join(row["kinds"]), "required" if row["required"] else "optional")
+        for row in record["inputs"]
+    ]
+    out.table(("input", "takes", ""), inputs, empty="no inputs")
     out.line(f"makes: {' or '.join(record['output'])}\n")
     config = [
         (row["name"], row["type"], "required" if row["required"] else row["default"], row["help"])

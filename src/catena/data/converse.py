@@ -64,7 +64,7 @@ class ConverseConfig(Config):
     """Questions for evaluation from held-out phrasings."""
     unseen_words_per_definition: int = Field(2, ge=0)
     """Questions for evaluation from phrasings with unseen words."""
-    noise: Noise = Noise()
+    noise: Noise = Field(default_factory=Noise)
     """Words put in, exchanged and left out."""
 
 

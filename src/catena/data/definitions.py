@@ -38,7 +38,7 @@ class DefinitionsConfig(Config):
     private: bool = False
     """Take names that begin with an underscore too."""
     distinct: bool = True
-    """One name for one sentence: of several names that have it, the one with the fewest parts, then the shortest."""
+    """One name for one sentence: of several names for it, the public one, of the fewest parts, then the shortest."""
     per_module: int | None = Field(None, ge=1)
     """Most definitions of one top-level module; chosen by chance."""
     limit: int | None = Field(None, ge=1)
@@ -59,10 +59,10 @@ class Found(NamedTuple):
     page: Sample
 
     @property
-    def rank(self) -> tuple[int, int, str, str]:
+    def rank(self) -> tuple[bool, int, int, str, str]:
         """What comes first is preferred among names with one sentence."""
         name = self.definition.name
-        return name.count("."), len(name), name, self.page.id
+        return not self.definition.public, name.count("."), len(name), name, self.page.id
 
 
 def reason_of(definition: Definition, sentence: str, cfg: DefinitionsConfig) -> str | None:

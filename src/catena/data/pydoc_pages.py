@@ -41,21 +41,25 @@ class Definition(NamedTuple):
     inherited: bool
     alias: bool
     """It is another name for something else: `<strong>lstat</strong> = stat(...)`."""
+    public: bool
+    """The module is known by another name than its own: os.path for posixpath."""
 
 
-def module_of(page: str, url: str) -> str:
-    """Return the module that a page is about; empty for a page about something else.
+def module_of(page: str, url: str) -> tuple[str, str]:
+    """Return the module that a page is about, as its address and as its title name it; empty for other pages.
 
-    The address is asked first: os.path is the module posixpath there, and known to people by the address.
+    They differ where a module has a public name: the page os.path.html is about the module posixpath.
     """
     title = MODULE.search(page[:5000])
+    if title is None:
+        return "", ""
     address = ADDRESS.search(url.partition("?")[0])
-    return (address or title)[1] if title and (address or title) else ""
+    return (address or title)[1], title[1]
 
 
 def parse_page(page: str, url: str) -> Iterator[Definition]:
     """Yield the functions and methods of a page in their order, inherited ones too; nothing for other pages."""
-    module = module_of(page, url)
+    module, own = module_of(page, url)
     if not module:
         return
     current, inherited, functions = "", False, False
@@ -76,6 +80,7 @@ def parse_page(page: str, url: str) -> Iterator[Definition]:
                 doc=plain(mark["doc"] or ""),
                 inherited=inherited,
                 alias=signature.startswith("="),
+                public=module != own,
             )
 
 

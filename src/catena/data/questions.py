@@ -45,7 +45,9 @@ class Grammar(Config):
         """Put the three parts together as one would write them."""
         if not self.spaces:
             between = "，" if ending and core[-1:] not in CLOSING else ""
-            return f"{opening}{core}{between}{ending}"
+            # A name always has a blank or nothing before it, so that it is the same tokens everywhere.
+            blank = " " if opening and core.startswith(NAME) else ""
+            return f"{opening}{blank}{core}{between}{ending}"
         if not opening or opening[-1] in CLOSING:
             core = core if core.startswith(NAME) else core[:1].upper() + core[1:]
         return " ".join(part for part in (opening, core, ending) if part)
@@ -83,17 +85,17 @@ class Phrasings(Config):
 class Noise(Config):
     levels: list[int] = Field(default_factory=lambda: [1])
     """Levels whose questions get noise; never 0."""
-    probability: float = Field(0.4, ge=0, le=1)
+    probability: float = Field(default=0.4, ge=0, le=1)
     """Share of questions in which single words are changed."""
-    around: float = Field(0.15, ge=0, le=1)
+    around: float = Field(default=0.15, ge=0, le=1)
     """Share of questions that are nothing but random words around the name."""
-    insert: float = Field(0.15, ge=0, le=1)
+    insert: float = Field(default=0.15, ge=0, le=1)
     """In a question with noise, how likely a word is put in before each word."""
-    exchange: float = Field(0.15, ge=0, le=1)
+    exchange: float = Field(default=0.15, ge=0, le=1)
     """How likely each word is exchanged for another."""
-    drop: float = Field(0.1, ge=0, le=1)
+    drop: float = Field(default=0.1, ge=0, le=1)
     """How likely each word is left out."""
-    han: float = Field(0.06, ge=0, le=1)
+    han: float = Field(default=0.06, ge=0, le=1)
     """Share of the random words that are one to three Chinese characters."""
 
 

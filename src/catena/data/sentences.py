@@ -8,21 +8,19 @@ PARAGRAPH = re.compile(r"\n[ \t]*\n")
 # A full stop ends a sentence only before white space or the end; a Chinese one always does.
 END = re.compile(r"[.!?…]+[\"')\]”’]*(?=\s|$)|[。！？]+[”’」』）]*")
 CLOSED = re.compile(r"[.!?。！？][\"')\]”’」』）]*$")
-ABBREVIATION = re.compile(
-    r"(?:^|[\s(\[\"'])(?:e\.g|i\.e|etc|cf|vs|viz|approx|resp|incl|fig|no|sec|ch|p|pp|ver|dr|mr|mrs|ms|st|al|a\.k\.a"
-    r"|[A-Za-z])\.$",
-    re.IGNORECASE,
+# The first kind never ends a sentence; the second does before a capital letter.
+NEVER_LAST = re.compile(
+    r"(?:^|[\s(\[\"'])(?:e\.g|i\.e|cf|vs|viz|approx|resp|incl|fig|dr|mr|mrs|ms|prof)\.$", re.IGNORECASE
 )
+MAY_BE_LAST = re.compile(r"(?:^|[\s(\[\"'])(?:etc|et al|a\.k\.a)\.$", re.IGNORECASE)
 
 
 def first_sentence(text: str) -> str:
     """Return the first sentence of the first paragraph on one line; the whole paragraph if no sentence ends in it."""
     paragraph = " ".join(PARAGRAPH.split(text.strip(), maxsplit=1)[0].split())
     for match in END.finditer(paragraph):
-        candidate = paragraph[: match.end()]
-        following = paragraph[match.end() :].lstrip()[:1]
-        # "etc." may end a sentence; what follows in lower case goes on with it, and so does anything after "e.g.".
-        if match[0].startswith(".") and following and (following.islower() or ABBREVIATION.search(candidate)):
+        candidate, following = paragraph[: match.end()], paragraph[match.end() :].lstrip()
+        if NEVER_LAST.search(candidate) or (MAY_BE_LAST.search(candidate) and following[:1].islower()):
             continue
         return candidate
     return paragraph

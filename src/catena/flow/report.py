@@ -81,8 +81,7 @@ def finished(store: Store, group: str) -> list[Done]:
 
 def _page(store: Store, group: str, done: Sequence[Done]) -> dict[str, Any]:
     """Return everything that the template shows."""
-    models = {item.output.digest: item.output for item in done if isinstance(item.output, ModelVersion)}
-    labels = _first_steps(done)
+    models, labels = _models(store, done), _labels(store, done)
     measured = [item.output for item in done if isinstance(item.output, Report) and item.output.suite != GATE]
     gates = [item.output for item in done if isinstance(item.output, Report) and item.output.suite == GATE]
     table = score_table(measured, {digest: labels[digest] for digest in models})
@@ -116,11 +115,22 @@ def _page(store: Store, group: str, done: Sequence[Done]) -> dict[str, Any]:
     }
 
 
-def _first_steps(done: Sequence[Done]) -> dict[str, str]:
-    """Return the step that made each artifact; a step after it that passes it on changes nothing."""
+def _models(store: Store, done: Sequence[Done]) -> dict[str, ModelVersion]:
+    """Return every model that the run was given or made, each after those that it was made from."""
+    digests = [digest for item in done for digest in (*item.run.inputs.values(), item.output.digest)]
+    found = (store.index.artifact(digest) for digest in dict.fromkeys(digests))
+    return {artifact.digest: artifact for artifact in found if isinstance(artifact, ModelVersion)}
+
+
+def _labels(store: Store, done: Sequence[Done]) -> dict[str, str]:
+    """Return what the page calls each artifact: the step that made it (a later one passed it on), or its own name."""
     labels: dict[str, str] = {}
     for item in done:
         labels.setdefault(item.output.digest, item.run.step)
+    for digest in (digest for item in done for digest in item.run.inputs.values()):
+        if digest not in labels:
+            versions = store.index.versions(digest=digest)
+            labels[digest] = f"{versions[-1].name}@{versions[-1].version}" if versions else digest[:12]
     return labels
 
 

@@ -21,7 +21,7 @@ GAP_X, GAP_Y = 24, 60
 MARGIN = 12
 PLACEHOLDER_WIDTH = 14
 SWEEPS = 12
-CHARACTERS = 34
+CHARACTERS = 32
 """Of the bold type, that fit into a box."""
 LABEL_WIDTH = 84
 """Of an input's name; names that come closer than this stand one above the other."""
@@ -305,7 +305,7 @@ def _box_svg(box: _Box) -> str:
             box.lines,
             ("stage", "name", "stage"),
             (17, 34, 51),
-            (CHARACTERS + 6, CHARACTERS, CHARACTERS + 6),
+            (CHARACTERS + 3, CHARACTERS, CHARACTERS + 3),
             strict=True,
         )
     )

@@ -4,12 +4,13 @@
 once a page has made it import `threading` anew. So input is watched here, and pydoc is given one that never ends.
 
 pydoc leaves addresses in memory out of values, but not out of signatures (`default=<object object at 0x7f96c45a4160>`);
-here they go from all of a page, so that the same documentation is the same page.
+here they go from all of a page, and with them the folder of the library: the same documentation is the same page.
 """
 
 import os
 import pydoc
 import re
+import sys
 import threading
 
 SPACE = "(?: |&nbsp;)"
@@ -23,15 +24,19 @@ def leave_at_end_of(descriptor: int) -> None:
     os._exit(0)
 
 
-def without_addresses(url: str, content_type: str = "text/html") -> str:
-    """Return pydoc's page without addresses in memory."""
-    return ADDRESS.sub("", draw(url, content_type))
+def same_everywhere(url: str, content_type: str = "text/html") -> str:
+    """Return pydoc's page without addresses in memory and without the place where Python is installed."""
+    page = ADDRESS.sub("", draw(url, content_type))
+    for folder in FOLDERS:
+        page = page.replace(folder + "/", "").replace(folder, os.path.basename(folder))  # noqa: PTH119
+    return page
 
 
+FOLDERS = sorted(filter(os.path.isabs, sys.path), key=len, reverse=True)  # noqa: PTH117
 draw = pydoc._url_handler  # type: ignore[attr-defined]
 
 if __name__ == "__main__":
-    pydoc._url_handler = without_addresses  # type: ignore[attr-defined]
+    pydoc._url_handler = same_everywhere  # type: ignore[attr-defined]
     parent = os.dup(0)
     silent, _kept_open = os.pipe()
     os.dup2(silent, 0)
