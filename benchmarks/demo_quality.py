@@ -48,7 +48,10 @@ def measure(workspace: Path, seed: int | None) -> dict[str, Any]:
         definitions = ws.dataset("python-helper/definitions").version
         corpus = ws.dataset("python-helper/corpus").version
         pages = ws.dataset("python-helper/pages").version
-        reports = {name: ws.resolve(f"python-helper/{name}") for name in ("answers-full", "answers-int8", "perplexity-full", "perplexity-int8")}
+        reports = {
+            name: ws.resolve(f"python-helper/{name}")
+            for name in ("answers-full", "answers-int8", "perplexity-full", "perplexity-int8")
+        }
     scores = {
         name: {key: score.model_dump(exclude={"better", "unit"}) for key, score in report.scores.items()}
         for name, report in reports.items()

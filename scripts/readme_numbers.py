@@ -1,7 +1,7 @@
 """Write the measured numbers into README.md and README.zh.md, between their markers, from benchmarks/results/demo.json.
 
-    python scripts/readme_numbers.py           write
-    python scripts/readme_numbers.py --check   exit 1 if a README shows other numbers
+python scripts/readme_numbers.py           write
+python scripts/readme_numbers.py --check   exit 1 if a README shows other numbers
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def test_a_value_out_of_range_is_named() -> None:
 
 
 def test_a_cycle_is_drawn() -> None:
-    text = GOOD.replace("    stage: example.numbers\n    with:\n      rows: 4", "    stage: example.shout\n    use: {source: loud}")
+    text = GOOD.replace(
+        "    stage: example.numbers\n    with:\n      rows: 4", "    stage: example.shout\n    use: {source: loud}"
+    )
     (problem,) = problems(text)
     assert "circle" in problem
     assert "loud" in problem

@@ -12,8 +12,16 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from catena.core.errors import DataError, EnvironmentProblem, UsageError
-from catena.core.generate import GENERATORS, Completion, Delta, Message, Request, SamplingParams, StreamingGenerator
-from catena.core.generate import Generator as Generates
+from catena.core.generate import (
+    GENERATORS,
+    Completion,
+    Delta,
+    Generator as Generates,
+    Message,
+    Request,
+    SamplingParams,
+    StreamingGenerator,
+)
 from catena.infer.capacity import EngineConfig
 from catena.infer.engine import Engine, open_engine
 from catena.models import checkpoint, quant

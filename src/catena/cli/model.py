@@ -85,8 +85,7 @@ def serve(
     from catena.core.generate import GENERATORS
     from catena.core.types import ModelVersion
     from catena.serve.app import build_app
-    from catena.serve.server import listen
-    from catena.serve.server import serve as serve_app
+    from catena.serve.server import listen, serve as serve_app
 
     session = session_of(context)
     settings, name = session.settings(assignments or ()).serve, model.partition("@")[0]

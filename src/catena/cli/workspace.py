@@ -53,8 +53,7 @@ def fsck(
 ) -> None:
     """Read every stored byte and name what is damaged. Exit code 6 if something is and was not forgotten."""
     from catena.core.events import Events
-    from catena.hub.fsck import check
-    from catena.hub.fsck import forget as forget_damaged
+    from catena.hub.fsck import check, forget as forget_damaged
 
     session = session_of(context)
     with session.open() as workspace, session.out.progress() as listeners:

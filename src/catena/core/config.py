@@ -6,12 +6,12 @@ that says where, what, and what was meant.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticUndefined
 
 from catena.core.digest import digest_of
 from catena.core.errors import ConfigError, UsageError, did_you_mean
@@ -147,9 +147,7 @@ def describe(config: type[BaseModel], prefix: str = "") -> list[FieldHelp]:
             rows.extend(describe(inner, f"{prefix}{name}."))
             continue
         required = field.is_required()
-        default = (
-            None if required or field.default is PydanticUndefined else field.get_default(call_default_factory=True)
-        )
+        default = None if required else field.get_default(call_default_factory=True, validated_data={})
         rows.append(
             FieldHelp(
                 name=prefix + name,
@@ -171,6 +169,16 @@ def _plain(value: Any) -> Any:
 
 
 def _type_name(annotation: Any) -> str:
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("NoneType", "None")
+    """Return a type as a person would write it: no `typing.`, and the bare type of an annotated one."""
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " | ".join(_type_name(item) for item in get_args(annotation))
+    if get_origin(annotation) is Literal:
+        return " | ".join(repr(item) for item in get_args(annotation))
+    if get_origin(annotation) is not None and annotation is not None:
+        inner = ", ".join("..." if item is Ellipsis else _type_name(item) for item in get_args(annotation))
+        return f"{_type_name(get_origin(annotation))}[{inner}]"
+    if annotation is type(None):
+        return "none"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")

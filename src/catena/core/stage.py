@@ -144,13 +144,18 @@ def code_digest(*modules: str) -> str:
 
 @cache
 def _source(module: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
+    """Return a module's file. Only its top-level package is asked for: to find a submodule would import its parents."""
+    top, *parts = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
         return None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    return Path(spec.origin)
+    if not parts:
+        return Path(spec.origin) if spec.origin.endswith(".py") else None
+    for root in spec.submodule_search_locations or ():
+        for path in (Path(root, *parts).with_suffix(".py"), Path(root, *parts, "__init__.py")):
+            if path.is_file():
+                return path
+    return None
 
 
 @cache

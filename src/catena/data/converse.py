@@ -56,7 +56,7 @@ def load_phrasings(value: Any) -> Any:
 
 
 class ConverseConfig(Config):
-    phrasings: Annotated[Phrasings, BeforeValidator(load_phrasings)] = Field("definitions", validate_default=True)
+    phrasings: Annotated[Phrasings | str, BeforeValidator(load_phrasings)] = Field("definitions", validate_default=True)
     """A file of questions that comes with Catena (`definitions`), a path to one's own, or the mapping itself."""
     per_level: dict[int, int] = Field(default_factory=lambda: {0: 6, 1: 24})
     """How many questions each definition gets at each level; level 0 takes the first fixed templates."""
@@ -67,13 +67,19 @@ class ConverseConfig(Config):
     noise: Noise = Field(default_factory=Noise)
     """Words put in, exchanged and left out."""
 
+    @property
+    def templates(self) -> Phrasings:
+        """The phrasings: the validator has put them in the place of their file's name."""
+        assert isinstance(self.phrasings, Phrasings)
+        return self.phrasings
+
 
 def training_questions(names: Sequence[str], cfg: ConverseConfig, asker: Asker) -> Iterator[tuple[int, int, Question]]:
     """Yield (level, place of the name, question), level after level; no name is asked the same twice at one level."""
     for level, count in sorted(cfg.per_level.items()):
         for place in range(len(names)):
             if level == 0:
-                fixed = enumerate(cfg.phrasings.fixed[:count])
+                fixed = enumerate(cfg.templates.fixed[:count])
                 yield from ((0, place, Question(text, f"fixed/{number}")) for number, text in fixed)
                 continue
             asked: set[str] = set()
@@ -117,7 +123,7 @@ def conversation(definition: Sample, question: Question, split: str, level: int 
 
 
 def _kept(names: Sequence[str], cfg: ConverseConfig) -> dict[str, list[tuple[int, Question]]]:
-    phrasings = cfg.phrasings
+    phrasings = cfg.templates
     held, unseen = cfg.held_out_per_definition, cfg.unseen_words_per_definition
     return {
         "held_out_phrasings": list(kept_questions(names, phrasings.held_out, held, "held_out")),
@@ -144,13 +150,13 @@ def converse(
     examples = list(ctx.store.open_dataset(source).samples())
     if not examples:
         raise DataError("there is no example to ask about", hint="`catena show` lists what was rejected, and why.")
-    check_templates(cfg.phrasings)
+    check_templates(cfg.templates)
     names = [str(example.data["input"]) for example in examples]
     if corpus is None:
         texts = (str(example.data["output"]) for example in examples)
     else:
         texts = (document.text for document in ctx.store.open_dataset(corpus).samples())
-    asker = Asker(cfg.phrasings, cfg.noise, noise_words(texts, cfg.phrasings), f"{ctx.seed}/converse")
+    asker = Asker(cfg.templates, cfg.noise, noise_words(texts, cfg.templates), f"{ctx.seed}/converse")
     progress = ctx.progress("Questions", len(examples) * sum(cfg.per_level.values()), "questions")
     trained: list[str] = []
     with ctx.store.new_dataset("conversation", license=source.license) as out:
@@ -158,7 +164,7 @@ def converse(
             trained.append(question.about(names[place]))
             out.add(conversation(examples[place], question, "train", level))
         kept = _kept(names, cfg)
-        check_questions(trained, _by_template(kept, names), cfg.phrasings)
+        check_questions(trained, _by_template(kept, names), cfg.templates)
         for split, questions in kept.items():
             for place, question in questions:
                 out.add(conversation(examples[place], question, split))

@@ -31,8 +31,8 @@ META = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]{1
 META_WITHIN = 4096
 MAGIC = (b"%PDF-", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"PK\x03\x04", b"\x1f\x8b", b"\x7fELF", b"BZh", b"\xfd7zXZ")
 WIDE = ("utf-16", "utf-16-le", "utf-16-be", "utf-32")
-# More bad bytes or control characters than this, and it is not text in that charset.
-BAD_SHARE = 0.01
+# More bad bytes or control characters than this, and it is not text in that charset; a short text may hold a few.
+BAD_SHARE, BAD_FEW = 0.01, 3
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff\u2028\u2029]")
 SPACES = re.compile("[\u00a0\u2007\u202f]")
@@ -70,17 +70,21 @@ def decode(body: bytes, declared: str = "", *, html: bool = False) -> Decoded:
     for charset in candidates:
         try:
             text = body.decode(charset)
-        except (UnicodeDecodeError, UnicodeError):
+        except UnicodeError:
             continue
-        if len(CONTROLS.findall(text)) <= BAD_SHARE * len(text):
+        if _bearable(len(CONTROLS.findall(text)), len(text)):
             return Decoded(text, charset)
     for charset in candidates:
         text = body.decode(charset, errors="replace")
-        if text.count("\ufffd") + len(CONTROLS.findall(text)) <= BAD_SHARE * len(text):
+        if _bearable(text.count("\ufffd") + len(CONTROLS.findall(text)), len(text)):
             return Decoded(text, charset, replaced=True)
     if len(CONTROLS.findall(body.decode("latin-1"))) > 0.1 * len(body):
         raise Undecodable("binary", "the bytes are not text in any charset")
     raise Undecodable("undecodable", f"none of these charsets fits: {', '.join(candidates)}")
+
+
+def _bearable(bad: int, length: int) -> bool:
+    return bad <= max(BAD_SHARE * length, min(BAD_FEW, length // 8))
 
 
 def _named(body: bytes, declared: str, html: bool) -> list[str]:
@@ -96,8 +100,7 @@ def _named(body: bytes, declared: str, html: bool) -> list[str]:
 def _known(name: str) -> str | None:
     name = WEB_NAMES.get(name.strip().lower(), name.strip().lower())
     try:
-        codecs.lookup(name).name.encode()
-        b"".decode(name)
+        b"".decode(name)  # also refuses what is a codec and no charset, for example `hex`
     except (LookupError, ValueError):
         return None
     return name

@@ -8,6 +8,7 @@ Inner machines: `text_of` takes one body, `frame_lines` and `without_frame` take
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -30,6 +31,11 @@ Extractor = Literal["union", "resiliparse", "trafilatura"]
 # seldom lose the same page (arXiv 2602.19548: 39 % of pages are found by more than one extractor).
 DOUBT_BELOW = 0.25
 CLEARLY_MORE = 1.5
+# Parsers take time with the square of the nesting (76 s for 50,000 elements); browsers stop at 512 levels.
+MAX_NESTING = 2000
+NESTING = re.compile(
+    r"<(/?)(div|span|section|article|blockquote|center|font|table|ul|ol|dl|b|i|em|strong|small)\b", re.I
+)
 # A line is of a site's frame when it stands among the first or last lines of half of the site's pages.
 EDGE_LINES = 6
 FRAME_SHARE = 0.5
@@ -66,8 +72,8 @@ class Extracted:
 def extract(ctx: Context, cfg: ExtractConfig, *, source: DatasetVersion) -> DatasetVersion:
     """Take the main text from collected pages (HTML and plain text); rows without text are rejected with the reason.
 
-    Reasons: `binary`, `undecodable`, `empty`, `unsupported_type`. `metadata`: url, title, extractor, charset,
-    media_type. Rows keep the order of the source; `_parents` is the page.
+    Reasons: `binary`, `undecodable`, `empty`, `too_deep`, `unsupported_type`. `metadata`: url, title, extractor,
+    charset, media_type. Rows keep the order of the source; `_parents` is the page.
     """
     spool = ctx.workdir / "extracted.jsonl"
     frames = _extract_all(ctx, cfg, source, spool)
@@ -135,12 +141,23 @@ def text_of(body: bytes, media_type: str, charset: str = "", extractor: Extracto
     except Undecodable as problem:
         return Extracted(reason=problem.reason, detail=str(problem))
     title, used, raw = "", "plain", decoded.text
+    if kind in HTML and nesting(decoded.text) > MAX_NESTING:
+        return Extracted(reason="too_deep", detail=f"elements are nested more than {MAX_NESTING} deep")
     if kind in HTML:
         title, used, raw = main_text(decoded.text, extractor)
     text, changed = normalise(raw, from_html=kind in HTML)
     if decoded.replaced:
         changed = (*changed, "bad_bytes_replaced")
     return Extracted(text, normalise(title)[0], used, decoded.charset, changed=changed)
+
+
+def nesting(html: str) -> int:
+    """Return how deep elements are nested, about: elements often left open (`p`, `li`) do not count."""
+    depth = deepest = 0
+    for mark in NESTING.finditer(html):
+        depth = max(depth - 1, 0) if mark[1] else depth + 1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def main_text(html: str, extractor: Extractor) -> tuple[str, str, str]:

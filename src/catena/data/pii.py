@@ -69,16 +69,29 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _ibans(text: str) -> Iterator[tuple[int, int]]:
-    from stdnum import iban
-
     match = IBAN.search(text)
     while match:
-        # Words in capitals behind the number may have been taken along: the longest valid beginning is the number.
-        ends = (end for end in range(match.end(), match.start() + 14, -1) if text[end - 1] != " ")
-        found = next((end for end in ends if iban.is_valid(text[match.start() : end])), None)
-        if found:
-            yield match.start(), found
-        match = IBAN.search(text, found or match.start() + 4)
+        end = _iban_end(match[0])
+        if end:
+            yield match.start(), match.start() + end
+        match = IBAN.search(text, match.start() + (end or 4))
+
+
+def _iban_end(text: str) -> int:
+    """Return where the longest valid IBAN at the beginning of the text ends, or 0: words in capitals may follow it."""
+    from stdnum import iban
+
+    # ISO 7064: letters count 10 to 35, the first four characters go to the end, and the rest by 97 is 1.
+    head = int("".join(str(int(character, 36)) for character in text[:4]))
+    body, ends = 0, []
+    for end, character in enumerate(text[4:], 5):
+        if character == " ":
+            continue
+        code = int(character, 36)
+        body = (body * (10 if code < 10 else 100) + code) % 97
+        if (body * 10**6 + head) % 97 == 1:
+            ends.append(end)
+    return next((end for end in reversed(ends) if iban.is_valid(text[:end])), 0)
 
 
 def _resident_ids(text: str) -> Iterator[tuple[int, int]]:

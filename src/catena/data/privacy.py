@@ -27,7 +27,8 @@ from catena.data.pii import KINDS, Kind, Span, find
 # Addresses and domains that stand for nobody: RFC 2606, 5737, 3849, loopback, private, multicast and reserved networks.
 NOBODY = [
     *("example.com", "example.org", "example.net", "example.edu"),
-    *("0.0.0.0/8", "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "224.0.0.0/3"),
+    *("0.0.0.0/8", "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10"),
+    "224.0.0.0/3",
     *("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "::/127", "2001:db8::/32", "fe80::/10", "ff00::/8"),
 ]
 SHORTEST_KEY = 16

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, func, insert, s
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from catena.core.errors import EnvironmentProblem, MissingExtra, environment_problem
+from catena.core.errors import EnvironmentProblem, IntegrityError, MissingExtra, environment_problem
 from catena.core.types import ARTIFACT, Artifact, Run
 from catena.hub.schema import artifacts, names, run_inputs, runs, tag_moves
 
@@ -81,20 +81,26 @@ class Index:
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with self._translated(), self.engine.connect().execution_options(reads=True) as connection:
+        with self.translated(), self.engine.connect().execution_options(reads=True) as connection:
             yield connection
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        with self._translated(), self.engine.begin() as connection:
+        with self.translated(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def translated(self) -> Iterator[None]:
+        """Turn the database's refusals into our errors."""
         try:
             yield
         except DBAPIError as error:
             known = environment_problem(error, self.engine.url.database or "the index")
+            if "not a database" in str(error.orig) or "malformed" in str(error.orig):
+                raise IntegrityError(
+                    f"the index {self.engine.url.database} is damaged: {error.orig}",
+                    hint="Restore the file from a copy; the stored datasets and models themselves are untouched.",
+                ) from error
             if known is None and isinstance(error, OperationalError):
                 known = EnvironmentProblem(
                     f"the index cannot be used: {error.orig}", hint="`catena doctor` checks the database."

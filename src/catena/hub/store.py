@@ -234,6 +234,8 @@ def open_store(root: Path) -> Store:
         raise NotFound(f"there is no workspace at {root}", hint="Make one with: catena init") from None
     except (json.JSONDecodeError, OSError) as error:
         raise DataError(f"{root / 'workspace.json'} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{root / 'workspace.json'} does not describe a workspace", hint="Restore it from a copy.")
     if settings.get("format", 0) > FORMAT:
         raise WorkspaceTooNew(
             f"the workspace {root} has format {settings['format']}; this Catena knows up to {FORMAT}",
@@ -243,10 +245,18 @@ def open_store(root: Path) -> Store:
         root, settings.get("index") or f"sqlite:///{root / 'catena.db'}", settings.get("files") or str(root / "objects")
     )
     try:
-        with store.index._translated():
+        _bring_up_to_date(store)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _bring_up_to_date(store: Store) -> None:
+    try:
+        with store.index.translated():
             if current_version(store.index.engine) != HEAD:
                 with store.lock("migrate"):
                     upgrade(store.index.engine)
     except OSError as error:
-        raise environment_problem(error, root) or error from error
-    return store
+        raise environment_problem(error, store.root) or error from error

@@ -9,8 +9,7 @@ import copy
 import math
 import random
 import threading
-from collections.abc import Iterable
-from collections.abc import Sequence as Tokens
+from collections.abc import Iterable, Sequence as Tokens
 from typing import Any
 
 from catena.core.errors import UsageError

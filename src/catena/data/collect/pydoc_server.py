@@ -32,7 +32,7 @@ def same_everywhere(url: str, content_type: str = "text/html") -> str:
     return page
 
 
-FOLDERS = sorted(filter(os.path.isabs, sys.path), key=len, reverse=True)  # noqa: PTH117
+FOLDERS = sorted(filter(os.path.isabs, sys.path), key=len, reverse=True)
 draw = pydoc._url_handler  # type: ignore[attr-defined]
 
 if __name__ == "__main__":
