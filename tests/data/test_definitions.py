@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import pydoc
+import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -14,11 +17,20 @@ from catena.data.pydoc_pages import Definition, module_of, parse_page
 from tests.data.stores import put, rejects, run, samples
 
 MODULES = ("json", "textwrap", "collections", "string", "os.path", "posixpath")
+# In a child: to draw a page, pydoc imports its module anew, and with it parts of the interpreter that draws.
+DRAW = "import json, pydoc, sys; print(json.dumps({name: pydoc._url_handler(name + '.html') for name in sys.argv[1:]}))"
+
+
+@cache
+def drawn() -> dict[str, str]:
+    command = [sys.executable, "-I", "-S", "-c", DRAW, *MODULES, "builtins"]
+    pages: dict[str, str] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return pages
 
 
 def page_of(module: str) -> str:
     """What pydoc's server answers."""
-    return str(pydoc._url_handler(f"{module}.html"))  # type: ignore[attr-defined]
+    return drawn()[module]
 
 
 def defined(module: str) -> dict[str, Definition]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -84,22 +85,21 @@ def test_rejects_are_kept_with_reason_and_filter(context: Context) -> None:
 
 def test_an_unknown_filter_field_or_value_is_refused_when_the_recipe_is_checked(context: Context) -> None:
     source = documents(context.store, PROSE)
-    for filters, said in (
+    mistakes: tuple[tuple[Any, str], ...] = (
         ({"lenght": {}}, "Did you mean 'length'"),
         ({"length": {"min_tokns": 3}}, "length.min_tokns: unknown key 'min_tokns'. Did you mean 'min_tokens'"),
         ({"length": {"min_tokens": -1}}, "length.min_tokens"),
         ({"length": {"min_tokens": 9, "max_tokens": 3}}, "max_tokens 3 is below"),
         ({"length": 3}, "its fields are a mapping"),
         ([1], "filters is a mapping"),
-    ):
+    )
+    for filters, said in mistakes:
         with pytest.raises(ConfigError, match=re.escape(said)):
             run(context, "data.filter", {"filters": filters}, source=source)
 
 
 def test_the_order_of_filters_in_a_recipe_does_not_matter(context: Context) -> None:
     source = documents(context.store, PROSE, "go home")
-    one, other = (
-        run(context, "data.filter", {"filters": filters}, source=source)
-        for filters in ({"length": {}, "quality": {}}, {"quality": {}, "length": {}})
-    )
+    orders: tuple[dict[str, Any], ...] = ({"length": {}, "quality": {}}, {"quality": {}, "length": {}})
+    one, other = (run(context, "data.filter", {"filters": filters}, source=source) for filters in orders)
     assert one.digest == other.digest

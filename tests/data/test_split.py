@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from catena.core.errors import ConfigError, DataError
+from catena.core.sample import Sample
 from catena.core.stage import Context
 from catena.data.minhash import jaccard, shingles
 from catena.data.split import assign
@@ -70,10 +72,11 @@ def test_rows_with_one_key_stay_together(context: Context) -> None:
         for number in range(70)
     ]
     source = put(context.store, rows)
-    for config, key in (
+    keys: list[tuple[dict[str, str], Callable[[Sample], object]]] = [
         ({"group_by_metadata": "author"}, lambda row: row.metadata["author"]),
         ({"group_by_source": r"^site/(\d)/"}, lambda row: row.source.split("/")[1]),
-    ):
+    ]
+    for config, key in keys:
         made = run(context, "data.split", {**config, "ratios": {"train": 0.5, "test": 0.5}}, source=source)
         found: dict[object, set[str | None]] = {}
         for row in samples(context.store, made):

@@ -207,3 +207,14 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path, recipe: Path) -> 
         ws.close()
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_the_code_of_a_filter_that_a_config_names_counts_too() -> None:
+    from catena.core.config import parse
+    from catena.core.stage import stage_of
+    from catena.flow.table import STAGES
+
+    stage = stage_of(STAGES.load("data.filter"))
+    own, other = (parse(stage.config, {"filters": {name: {}}}) for name in ("length", "no_shouting"))
+    assert other.modules() == ("catena_example.filters",)
+    assert stage.code(own) != stage.code(other)

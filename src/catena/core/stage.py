@@ -73,9 +73,9 @@ class Stage:
     """Modules that it reaches by registry name, so that a change of their code counts as a change of its own."""
     summary: str = field(default="")
 
-    def code(self) -> str:
-        """Return the digest of the source that decides this stage's output."""
-        return code_digest(self.function.__module__, *self.uses)
+    def code(self, config: Config) -> str:
+        """Return the digest of the source that decides this stage's output under a config."""
+        return code_digest(self.function.__module__, *self.uses, *config.modules())
 
 
 def stage(name: str, *, volatile: bool = False, uses: tuple[str, ...] = ()) -> Callable[[Function], Function]:

@@ -38,13 +38,13 @@ class Duplicates(NamedTuple):
 
 
 class DedupConfig(Config):
-    threshold: float = Field(0.9, gt=0, le=1)
+    threshold: float = Field(default=0.9, gt=0, le=1)
     """Least Jaccard similarity of the word shingles of two near-duplicates."""
-    ngram: int = Field(5, ge=1, le=50)
+    ngram: int = Field(default=5, ge=1, le=50)
     """Words in a shingle (characters, in Chinese, Japanese and Korean)."""
-    bands: int = Field(32, ge=1)
+    bands: int = Field(default=32, ge=1)
     """Bands of the signature: with 8 rows, 32 bands find 99.7 % of the pairs at 0.8, and all at 0.9 but 1.5e-8."""
-    rows: int = Field(8, ge=1)
+    rows: int = Field(default=8, ge=1)
     """Hashes in a band; more bands find more, more rows verify less."""
     near: bool = True
     """Look for near-duplicates too, not only for equal texts."""

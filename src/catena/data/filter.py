@@ -13,8 +13,6 @@ from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.filters.table import Filter, parse_filters
 
-RULES = ("catena.data.filters.length", "catena.data.filters.quality", "catena.data.filters.repetition")
-
 
 def first_reason(filters: Mapping[str, Filter], sample: Sample) -> tuple[str, str] | None:
     """Return (name of the filter, reason) of the first filter that keeps the sample back, or None."""
@@ -30,8 +28,12 @@ class FilterConfig(Config):
     )
     """Filter name to its fields; applied in the order of their names, the first reason counts."""
 
+    def modules(self) -> tuple[str, ...]:
+        """Return where the rules live: a plugin's too."""
+        return tuple(type(rule).__module__ for rule in self.filters.values())
 
-@stage("data.filter", uses=RULES)
+
+@stage("data.filter")
 def filter_documents(ctx: Context, cfg: FilterConfig, *, source: DatasetVersion) -> DatasetVersion:
     """Keep back documents that are too short, repetitive or of low quality, each with its reason."""
     filters = cast("dict[str, Filter]", cfg.filters)  # `parse_filters` has seen to it

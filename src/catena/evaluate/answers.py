@@ -37,6 +37,10 @@ class AnswersConfig(Config):
     limit: int | None = Field(default=None, ge=1)
     """Questions of each split, chosen by hash; by default all."""
 
+    def modules(self) -> tuple[str, ...]:
+        """Return where the scorer lives: a plugin's too."""
+        return (SCORERS.table()[self.scorer].partition(":")[0],)
+
     @field_validator("scorer")
     @classmethod
     def _known(cls, name: str) -> str:

@@ -31,7 +31,7 @@ def step_key(step: Step, inputs: Mapping[str, Artifact]) -> str:
     return digest_of(
         {
             "stage": step.stage.name,
-            "code": step.stage.code(),
+            "code": step.stage.code(step.config),
             "config": step.config.model_dump(mode="json"),
             "seed": step.seed,
             "inputs": {name: artifact.digest for name, artifact in inputs.items()},
@@ -103,6 +103,6 @@ def _why(store: Store, step: Step) -> str:
         return "changed: " + ", ".join(changed)
     if last.seed != step.seed:
         return "another seed"
-    if last.code != step.stage.code():
+    if last.code != step.stage.code(step.config):
         return "the stage's code changed"
     return "other inputs"

@@ -116,7 +116,7 @@ class _Step:
             seed=step.seed,
             inputs={name: artifact.digest for name, artifact in inputs.items()},
             key=self.key,
-            code=step.stage.code(),
+            code=step.stage.code(step.config),
             machine=describe_machine(),
             started=now(),
         )

@@ -198,7 +198,7 @@ class DatasetWriter:
         profile: Mapping[str, Any] | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> DatasetVersion:
-        """Make the dataset durable and return it. `rows_in` is what went into the funnel (default: rows and rejects)."""
+        """Make the dataset durable and return it. `rows_in` is what the stage was given (default: all it wrote)."""
         parts = [self._samples.close(), self._rejects.close() if self._rejects else ""]
         content = sha256("/".join([self.shape, *parts]).encode())
         reject_rows = self._rejects.rows if self._rejects else 0
