@@ -16,22 +16,24 @@ ROOT = Path(__file__).parent.parent
 MARKERS = re.compile(r"(<!-- numbers: .*? -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 WORDS = {
     "README.md": {
-        "head": "| | float32 | INT8 |",
         "held": "exact answers, phrasings held out",
-        "unseen": "exact answers, phrasings with unseen words",
-        "perplexity": "perplexity of held-out pages",
+        "unseen": "exact answers, phrasings with words that no training question has",
         "size": "size",
-        "chain": "{pages} pages crawled, {documents} documents kept, {functions} functions learnt, {parameters:.1f}M parameters; "
-        "the whole chain took {seconds:.0f} s ({peak} GiB of memory at most), a second run {again:.1f} s. Measured on {machine}.",
+        "chain": (
+            "{pages} pages crawled, {documents} documents kept, {functions} functions learnt. A model of {parameters:.1f}M "
+            "parameters, perplexity {perplexity:.0f} on held-out pages before it was tuned to answer. The whole chain took "
+            "{seconds:.0f} s and at most {peak} GiB of memory, a second run {again:.1f} s. Measured on {machine}."
+        ),
     },
     "README.zh.md": {
-        "head": "| | float32 | INT8 |",
         "held": "未见过的问法，逐字答对",
-        "unseen": "含训练中从未出现的词的问法，逐字答对",
-        "perplexity": "留出页面的困惑度",
+        "unseen": "问法中含有训练问题从未出现的词，逐字答对",
         "size": "大小",
-        "chain": "抓取 {pages} 页，保留 {documents} 篇文档，学会 {functions} 个函数，{parameters:.1f}M 参数；"
-        "整条链用时 {seconds:.0f} 秒（内存最多 {peak} GiB），再次运行 {again:.1f} 秒。测于 {machine}。",
+        "chain": (
+            "抓取 {pages} 页，保留 {documents} 篇文档，学会 {functions} 个函数。模型 {parameters:.1f}M 参数，"
+            "调成问答之前在留出页面上的困惑度为 {perplexity:.0f}。整条链用时 {seconds:.0f} 秒，内存最多 {peak} GiB，"
+            "再次运行 {again:.1f} 秒。测于 {machine}。"
+        ),
     },
 }
 
@@ -39,24 +41,24 @@ WORDS = {
 def table(result: dict[str, Any], words: dict[str, str]) -> str:
     """Return the Markdown of one README."""
 
-    def percent(report: str, score: str) -> str:
-        found = result["scores"][report][f"accuracy/{score}"]
-        return f"{found['value']:.1%} ({found['low']:.1%} – {found['high']:.1%}, n = {found['n']})"
-
-    def perplexity(report: str) -> str:
-        return f"{result['scores'][report]['perplexity']['value']:.1f}"
+    def row(name: str, score: str) -> str:
+        cells = [words[name]]
+        for report in ("answers-full", "answers-int8"):
+            found = result["scores"][report][f"accuracy/{score}"]
+            cells.append(f"{found['value']:.1%} ({found['low']:.1%} – {found['high']:.1%}, n = {found['n']})")
+        return f"| {' | '.join(cells)} |"
 
     rows = [
-        words["head"],
+        "| | float32 | INT8 |",
         "|---|---|---|",
-        f"| {words['held']} | {percent('answers-full', 'held_out_phrasings')} | {percent('answers-int8', 'held_out_phrasings')} |",
-        f"| {words['unseen']} | {percent('answers-full', 'unseen_words')} | {percent('answers-int8', 'unseen_words')} |",
-        f"| {words['perplexity']} | {perplexity('perplexity-full')} | {perplexity('perplexity-int8')} |",
+        row("held", "held_out_phrasings"),
+        row("unseen", "unseen_words"),
         f"| {words['size']} | {result['bytes_full'] / 1e6:.1f} MB | {result['bytes_int8'] / 1e6:.1f} MB |",
         "",
         words["chain"].format(
             **{key: result[key] for key in ("pages", "documents", "functions", "seconds", "machine")},
             parameters=result["parameters"] / 1e6,
+            perplexity=result["scores"]["perplexity-base"]["perplexity"]["value"],
             peak=result["peak_memory_gib"],
             again=result["seconds_again"],
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from catena.core.events import Events
 from catena.core.stage import Context
 from catena.hub.store import Store, init_store
+from tests.chain import Chain, finish, start
 
 
 @pytest.fixture
@@ -26,3 +28,12 @@ def context(store: Store, tmp_path: Path) -> Context:
     workdir = tmp_path / "workdir"
     workdir.mkdir()
     return Context(store, workdir, 7, Events(tmp_path / "events.jsonl"), "test")
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """The demo's chain with small numbers, run once by command line and left alone. About half a minute."""
+    workspace = tmp_path_factory.mktemp("chain") / ".catena"
+    started = time.monotonic()
+    end = finish(start(workspace))
+    return Chain(workspace, end, time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""The whole chain of the demo, made small: killed at random moments, run twice at once, asked for the source of an answer.
+"""The whole chain of the demo, made small: killed at random moments, run twice at once, asked where an answer is from.
 
 The small chain has every step of `recipes/python-helper.yaml`; only numbers differ. It is about the machinery: that the
 model becomes good is measured by `benchmarks/demo_quality.py`.
@@ -11,123 +11,59 @@ import os
 import random
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import catena as c
 from catena.hub.fsck import check
+from tests.chain import Chain, digests, finish, start
 
 pytestmark = [pytest.mark.chain, pytest.mark.xdist_group("chain")]
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "python-helper.yaml"
 KILLS = 20
-SMALL = [
-    "pages.start=[/index.html]",
-    "pages.allow=[/index.html, /json*, /shutil*, /random*, /html*, /re.html, /statistics*, /textwrap*, /string*]",
-    "definitions.limit=12",
-    "definitions.split=",
-    "conversations.per_level={0: 1, 1: 50}",
-    "tokenizer.vocab_size=512",
-    "base.preset=llama-nano",
-    "base.tokens=4096",
-    "base.sequence_length=64",
-    "base.checkpoint_seconds=0.1",
-    "tuned.phases=[{levels: [0], epochs: 2}, {levels: [1], epochs: 1}]",
-    "tuned.checkpoint_seconds=0.1",
-    "perplexity-base.max_tokens=200",
-    "perplexity-full.max_tokens=200",
-    "perplexity-int8.max_tokens=200",
-    "answers-full.limit=3",
-    "answers-int8.limit=3",
-    "answers-full.max_tokens=8",
-    "answers-int8.max_tokens=8",
-    # An untrained model's scores say nothing: the gate judges the size alone.
-    "gate.keep={}",
-    "gate.max_size_ratio=1.0",
-]
 
 
-def command(workspace: Path) -> list[str]:
-    settings = [part for assignment in SMALL for part in ("--set", assignment)]
-    return [sys.executable, "-m", "catena", "run", str(RECIPE), "--json", "--workspace", str(workspace), *settings]
-
-
-def start(workspace: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(workspace), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    output, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, output[-3000:] + errors[-3000:]
-    end: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return end
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any], float]]:
-    """A chain that nobody disturbs: its workspace, its end, its seconds."""
-    workspace = tmp_path_factory.mktemp("undisturbed") / ".catena"
-    started = time.monotonic()
-    end = finish(start(workspace))
-    yield workspace, end, time.monotonic() - started
-
-
-def digests(end: dict[str, Any]) -> dict[str, str]:
-    return {step: output["digest"] for step, output in end["outputs"].items()}
-
-
-def test_every_step_is_taken_from_the_store_the_second_time(undisturbed: tuple[Path, dict[str, Any], float]) -> None:
-    workspace, end, _ = undisturbed
-    process = start(workspace)
+def test_every_step_is_taken_from_the_store_the_second_time(chain: Chain) -> None:
+    process = start(chain.workspace)
     output, _ = process.communicate(timeout=120)
     events = [json.loads(line) for line in output.splitlines()]
     steps = [event["status"] for event in events if event["event"] == "step"]
     assert set(steps) == {"cached"}
-    assert len(steps) == len(end["outputs"])
-    assert digests(events[-1]) == digests(end)
+    assert len(steps) == len(chain.end["outputs"])
+    assert digests(events[-1]) == digests(chain.end)
 
 
-def test_a_chain_killed_again_and_again_ends_as_if_nothing_had_happened(
-    undisturbed: tuple[Path, dict[str, Any], float], tmp_path: Path
-) -> None:
+def test_a_chain_killed_again_and_again_ends_as_if_nothing_had_happened(chain: Chain, tmp_path: Path) -> None:
     """Kill -9 at random moments. Each try may run somewhat longer than the one before, so that all steps are hit."""
-    workspace, (_, end, seconds) = tmp_path / ".catena", undisturbed
+    workspace = tmp_path / ".catena"
     chance = random.Random(20261122)
     for number in range(KILLS):
         process = start(workspace)
         try:
-            process.wait(timeout=chance.uniform(0.3, 1.0) * (3.0 + seconds * number / KILLS))
+            process.wait(timeout=chance.uniform(0.3, 1.0) * (3.0 + chain.seconds * number / KILLS))
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         if (workspace / "workspace.json").exists():
             with c.open(workspace) as ws:
                 assert not check(ws.store)
-    assert digests(finish(start(workspace))) == digests(end)
+    assert digests(finish(start(workspace))) == digests(chain.end)
     with c.open(workspace) as ws:
         assert not list(ws.store.root.glob("work/*"))
 
 
-def test_two_chains_at_once_in_one_workspace_both_end_right(
-    undisturbed: tuple[Path, dict[str, Any], float], tmp_path: Path
-) -> None:
+def test_two_chains_at_once_in_one_workspace_both_end_right(chain: Chain, tmp_path: Path) -> None:
     both = [start(tmp_path / ".catena") for _ in range(2)]
     ends = [finish(process) for process in both]
-    assert digests(ends[0]) == digests(ends[1]) == digests(undisturbed[1])
+    assert digests(ends[0]) == digests(ends[1]) == digests(chain.end)
     with c.open(tmp_path / ".catena") as ws:
         done = ws.store.index.find_runs(status="done")
         assert len({run.key for run in done}) == len(done), "a step was done twice"
 
 
-def test_no_evaluation_question_and_no_held_out_page_is_learnt(undisturbed: tuple[Path, dict[str, Any], float]) -> None:
-    with c.open(undisturbed[0]) as ws:
+def test_no_evaluation_question_and_no_held_out_page_is_learnt(chain: Chain) -> None:
+    with c.open(chain.workspace) as ws:
         conversations = list(ws.dataset("python-helper/conversations").samples())
         pages = {sample.id for sample in ws.dataset("python-helper/pages").samples()}
         examples = {sample.id: sample for sample in ws.dataset("python-helper/definitions").samples()}
@@ -140,8 +76,8 @@ def test_no_evaluation_question_and_no_held_out_page_is_learnt(undisturbed: tupl
         assert set(examples[example].parents) <= pages
 
 
-def test_lineage_leads_from_the_model_to_the_pages(undisturbed: tuple[Path, dict[str, Any], float]) -> None:
-    with c.open(undisturbed[0]) as ws:
+def test_lineage_leads_from_the_model_to_the_pages(chain: Chain) -> None:
+    with c.open(chain.workspace) as ws:
         graph = ws.lineage("python-helper@production", down=False)
         stages = {node.stage for node in graph.nodes if getattr(node, "stage", None)}
         assert {"data.crawl", "train.sft", "compress.quantize", "govern.promote"} <= stages
@@ -152,11 +88,11 @@ def test_lineage_leads_from_the_model_to_the_pages(undisturbed: tuple[Path, dict
 
 
 def test_a_model_of_the_store_loads_in_plain_transformers_and_answers(
-    undisturbed: tuple[Path, dict[str, Any], float],
+    chain: Chain,
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with c.open(undisturbed[0]) as ws, ws.model("python-helper/tuned") as model:
+    with c.open(chain.workspace) as ws, ws.model("python-helper/tuned") as model:
         ours = model.chat("What does shutil.move do?", max_tokens=6)
         tokenizer = AutoTokenizer.from_pretrained(model.folder)
         theirs = AutoModelForCausalLM.from_pretrained(model.folder)

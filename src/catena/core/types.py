@@ -95,7 +95,7 @@ class DatasetVersion(ArtifactBase):
     """An immutable set of samples, with splits, profile and licence."""
 
     # The table's files have random names and its profile tells how it came about: `content` is what it is.
-    PROVENANCE: ClassVar[frozenset[str]] = ArtifactBase.PROVENANCE | {"files", "table", "profile"}
+    PROVENANCE: ClassVar[frozenset[str]] = ArtifactBase.PROVENANCE | {"files", "table", "revision", "profile"}
 
     kind: Literal["dataset"] = "dataset"
     shape: Shape
@@ -108,7 +108,9 @@ class DatasetVersion(ArtifactBase):
     profile: Mapping[str, Any] = Field(default_factory=dict)
     """`funnel` (see `Funnel`) and whatever else the stage found out: languages, licences, duplicates."""
     table: str = ""
-    """Folder of the Lance tables, relative to the store."""
+    """Folder of the Lance tables, relative to the store. Versions that share their rows share it."""
+    revision: int = 1
+    """Which Lance version of the samples' table this is."""
     files: tuple[File, ...] = ()
 
     @property
