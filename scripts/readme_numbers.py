@@ -21,8 +21,9 @@ WORDS = {
         "size": "size",
         "chain": (
             "{pages} pages crawled, {documents} documents kept, {functions} functions learnt. A model of "
-            "{parameters:.1f}M parameters, perplexity {perplexity:.0f} on held-out pages before it was tuned to answer. "
-            "The whole chain took {seconds:.0f} s and at most {peak} GiB of memory, a second run {again:.1f} s. Measured on {machine}."
+            "{parameters:.1f}M parameters, perplexity {perplexity:.0f} on held-out pages before it was tuned to "
+            "answer. The whole chain took {seconds:.0f} s and at most {peak} GiB of memory, a second run "
+            "{again:.1f} s. Measured on {machine}."
         ),
     },
     "README.zh.md": {

@@ -32,8 +32,7 @@ def run(
     from catena.flow.recipe import load_recipe
 
     session = session_of(context)
-    if session.settings().workspace is None:
-        load_recipe(recipe, overrides=assignments or ())  # a recipe with a mistake leaves no empty workspace behind
+    load_recipe(recipe, overrides=assignments or ())  # a recipe with a mistake leaves no empty workspace behind
     with session.open(create=True) as workspace, session.out.progress(events=True) as listeners:
         result = workspace.run(
             recipe, overrides=assignments or (), refresh=refresh, until=until, report=report, listeners=listeners

@@ -13,6 +13,7 @@ from catena.core.errors import DataError, NotFound, RecipeError
 
 Path_ = tuple[str | int, ...]
 MAX_BYTES = 4 << 20
+NOTHING_RAN = "Nothing was run."
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,24 @@ def parse_source(text: str, name: str) -> Source:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise RecipeError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        problem = getattr(error, "problem", None) or error
+        raise RecipeError(f"{where}: not valid YAML: {problem}", hint=NOTHING_RAN) from error
     return Source(name, text, values, lines)
 
 
 def _build(node: yaml.Node, path: Path_, lines: dict[Path_, int], name: str, depth: int) -> Any:
     lines[path] = node.start_mark.line + 1
     if depth > 40:
-        raise RecipeError(f"{name}:{lines[path]}: nested too deeply")
+        raise RecipeError(f"{name}:{lines[path]}: nested too deeply", hint=NOTHING_RAN)
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             key = yaml.SafeLoader("").construct_object(key_node)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str | int):
-                raise RecipeError(f"{name}:{line}: {key!r} cannot be a key")
+                raise RecipeError(f"{name}:{line}: {key!r} cannot be a key", hint=NOTHING_RAN)
             if key in result:
-                raise RecipeError(f"{name}:{line}: the key {key!r} is given twice")
+                raise RecipeError(f"{name}:{line}: the key {key!r} is given twice", hint=NOTHING_RAN)
             result[key] = _build(value_node, (*path, key), lines, name, depth + 1)
             lines[(*path, key)] = line
         return result
