@@ -58,7 +58,7 @@ def connect(url: str, *, loopback: bool) -> Any:
     return openai.OpenAI(base_url=base, api_key="not-needed", max_retries=0, http_client=http_client)
 
 
-def ask(client: Any, model: str, question: str, *, max_tokens: int, show: Callable[[str], None]) -> str:
+def ask(client: Any, model: str, question: str, *, max_tokens: int | None, show: Callable[[str], None]) -> str:
     """Ask one question, hand the pieces of the answer to `show` as they come, and return it whole.
 
     Raises `UsageError` for what the server refuses and `RemoteError` where it is away or fails.

@@ -24,7 +24,9 @@ def chat(
         list[str] | None, typer.Argument(metavar="[QUESTION]...", help="Without one, questions are read line by line.")
     ] = None,
     url: Annotated[str | None, typer.Option(metavar="URL", help="Ask this server instead of starting one.")] = None,
-    max_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer, in tokens.")] = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest answer, in tokens; by default the server's limit.")
+    ] = None,
 ) -> None:
     """Ask a model, each question by itself, and see which pages it learnt the answer from."""
     from catena.cli.chat import Answer, ask, connect, opened_server
