@@ -212,3 +212,37 @@ def test_loss_mask_of_training_is_that_of_the_saved_template(store: Store, base:
     words = AutoTokenizer.from_pretrained(store.checkout(base))
     [encoded] = encode_conversations(words, [conversation(2, 0)])
     assert encoded.ids == words.apply_chat_template(conversation(2, 0), return_dict=False)
+
+
+class FewSteps:
+    """What `Replayed` asks of a curriculum, with numbers in place of batches."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.ends = steps, [steps // 2, steps]
+
+    def batch(self, step: int) -> int:
+        assert 0 <= step < self.steps
+        return step
+
+    def rate(self, step: int) -> float:
+        return float(step)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 12])
+@pytest.mark.parametrize("every", [2, 4])
+def test_replay_puts_documents_between_and_loses_no_batch_of_conversations(steps: int, every: int) -> None:
+    from catena.train.batches import PackedDocuments
+    from catena.train.replay import REPLAY_CURVE, Replayed
+
+    documents = PackedDocuments([[5] * 40], 1, 4, 2, (7,))
+    course: Any = Replayed(FewSteps(steps), documents, every)  # type: ignore[arg-type]
+    drawn = [course.batch(step) for step in range(course.steps)]
+    assert [batch for batch in drawn if isinstance(batch, int)] == list(range(steps))
+    assert [number % every for number, batch in enumerate(drawn) if not isinstance(batch, int)] == [every - 1] * (
+        (steps - 1) // (every - 1)
+    )
+    assert all(batch.curve == REPLAY_CURVE for batch in drawn if not isinstance(batch, int))
+    assert course.ends[-1] == course.steps
+    assert [course.rate(step) for step in range(course.steps)] == sorted(
+        course.rate(step) for step in range(course.steps)
+    )

@@ -7,7 +7,7 @@ length within a few batches' worth of them, so that a batch holds rows of about 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -39,6 +39,8 @@ class Batch:
     """Number of labels that are not `IGNORED`."""
     real: int
     """Number of inputs that are not padding (of a whole batch; a piece does not say)."""
+    curve: str = "loss"
+    """Name of the curve that the loss of the batch belongs to."""
 
     def pieces(self, rows: int) -> list[Batch]:
         """Cut into micro-batches of `rows` (0: one piece)."""
@@ -49,7 +51,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        return Batch(self.inputs.to(device), self.labels.to(device), self.learnt, self.real)
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
 
 
 def permutation(size: int, *seed: int) -> Indices:

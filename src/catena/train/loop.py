@@ -31,6 +31,7 @@ from catena.train.objectives import next_token_loss
 from catena.train.optim import make_optimizer
 from catena.train.settings import TrainConfig
 
+LOSS = "loss"
 GIVE_UP_AFTER = 20
 """Steps passed over in a row before the training is declared lost."""
 
@@ -85,6 +86,8 @@ def train(ctx: Context, model: Any, plan: Plan, config: TrainConfig) -> Counters
             with speed.timing(batch):
                 loss, norm = train_step(model, optimizer, batch.to(device), rate, config)
             _count(counters, batch, loss, norm)
+            if batch.curve != LOSS:
+                ctx.events.metric(batch.curve, round(loss, 5), counters.step)
             progress.advance(loss=round(loss, 4))
             last = counters.step == plan.steps
             if last or counters.step % config.log_every == 0:
@@ -182,6 +185,8 @@ def _count(counters: Counters, batch: Batch, loss: float, norm: float) -> None:
     if math.isfinite(loss) and math.isfinite(norm):
         counters.skipped_in_a_row = 0
         counters.tokens += batch.learnt
+        if batch.curve != LOSS:
+            return
         counters.window_loss += loss * batch.learnt
         counters.window_tokens += batch.learnt
         return

@@ -19,6 +19,7 @@ from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion, ModelVersion
 from catena.train.artifacts import fingerprint, license_of, read_split, seed_of, store_model
+from catena.train.replay import Replayed, packed_documents
 from catena.train.settings import TrainConfig
 
 if TYPE_CHECKING:
@@ -62,6 +63,12 @@ class SftConfig(TrainConfig):
     """Split to train on."""
     validation_split: str = "validation"
     """Split to measure on; a dataset without it is trained without measuring."""
+    replay_every: int = Field(default=8, ge=2)
+    """With documents to replay: every so many steps a batch of them is learnt, so that the model does not forget."""
+    replay_sequences: int = Field(default=8, ge=1)
+    """Sequences in a batch of replayed documents."""
+    replay_length: int = Field(default=128, ge=8)
+    """Tokens in such a sequence."""
 
     @model_validator(mode="after")
     def _something_to_do(self) -> SftConfig:
@@ -71,8 +78,13 @@ class SftConfig(TrainConfig):
 
 
 @stage("train.sft")
-def sft(ctx: Context, cfg: SftConfig, *, base: ModelVersion, data: DatasetVersion) -> ModelVersion:
-    """Fine-tune a model on conversations, with a curriculum and the loss on the assistant's tokens."""
+def sft(
+    ctx: Context, cfg: SftConfig, *, base: ModelVersion, data: DatasetVersion, replay: DatasetVersion | None = None
+) -> ModelVersion:
+    """Fine-tune a model on conversations, with a curriculum and the loss on the assistant's tokens.
+
+    With `replay`, documents are learnt in between, so that the model stays good at what it was pretrained on.
+    """
     from catena.models.checkpoint import load
     from catena.train.batches import fixed_batches
     from catena.train.loop import Plan, train
@@ -83,7 +95,11 @@ def sft(ctx: Context, cfg: SftConfig, *, base: ModelVersion, data: DatasetVersio
     model, words = load(ctx.store.checkout(base))
     samples, rows = _encode(ctx, cfg, words, samples, model.config.max_position_embeddings)
     pad = words.pad_token_id if words.pad_token_id is not None else words.eos_token_id
-    course = Curriculum(cfg, samples, rows, seed_of(ctx), pad)
+    conversations = Curriculum(cfg, samples, rows, seed_of(ctx), pad)
+    course: Curriculum | Replayed = conversations
+    if replay is not None:
+        course = Replayed(conversations, packed_documents(ctx, cfg, words, replay), cfg.replay_every)
+    given = [base, data] if replay is None else [base, data, replay]
     validation: list[Batch] = []
     if cfg.validation_split in data.splits:
         held = read_split(ctx, data, cfg.validation_split, "conversation")
@@ -96,10 +112,10 @@ def sft(ctx: Context, cfg: SftConfig, *, base: ModelVersion, data: DatasetVersio
         rate=course.rate,
         validation=validation,
         phase_ends=frozenset(course.ends),
-        fingerprint=fingerprint(ctx, cfg, base, data),
+        fingerprint=fingerprint(ctx, cfg, *given),
     )
     train(ctx, model, plan, cfg)
-    return store_model(ctx, model, words, license_of(base, data))
+    return store_model(ctx, model, words, license_of(*given))
 
 
 class Curriculum:
