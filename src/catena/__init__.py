@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 # Daft reports its use to its makers unless told not to; that is for the user to decide, so the default is no.
 os.environ.setdefault("DO_NOT_TRACK", "true")
-# Spinning barriers of OpenMP cost a factor of ten on shared virtual CPUs; see docs/log.md.
+# Threads that spin while they wait take the processor from those that work, where processors are shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

@@ -8,38 +8,46 @@ ws.model("python-helper@production").chat("What does json.loads do?")
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from catena.core.config import Config, check
-from catena.core.errors import NotFound, UsageError
+from catena.core.errors import NotFound
 from catena.core.events import Listener
 from catena.core.generate import GENERATORS, Generator, Message, Request, SamplingParams
-from catena.core.stage import stage_of
 from catena.core.types import Artifact, ModelVersion
 from catena.flow.plan import PlannedStep, make_plan
 from catena.flow.recipe import Recipe, check_recipe, load_recipe
 from catena.flow.run import RecipeRun, run_recipe
 from catena.flow.source import Source
-from catena.flow.table import STAGES
 from catena.hub.datasets import Dataset
 from catena.hub.lineage import AnswerSource, Graph, answer_sources, trace
-from catena.hub.store import FOLDER, Store, find_workspace, init_store, open_store
+from catena.hub.store import FOLDER, Store, init_store, open_store
+from catena.settings import Settings, load_settings
 
 
-def open(path: str | Path | None = None, *, create: bool = True, index_url: str = "", files_url: str = "") -> Workspace:
-    """Open a workspace: `path`, or the nearest `.catena` at or above the current folder, or a new one here.
+def open(path: str | Path | None = None, *, create: bool = True) -> Workspace:
+    """Open a workspace: `path` (it, or the folder that holds `.catena`), or as the command line would.
 
-    With `create` off a missing workspace raises `NotFound`.
+    That is: `CATENA_WORKSPACE`, else the nearest `.catena` at or above the current folder, else a new one here;
+    settings in `catena.yaml` and the environment count. With `create` off a missing workspace raises `NotFound`.
     """
-    root = Path(path) if path else find_workspace(Path.cwd())
+    settings = load_settings(workspace=None if path is None else Path(path), environment=os.environ)
+    return open_with(settings, create=create)
+
+
+def open_with(settings: Settings, *, create: bool) -> Workspace:
+    """Open the workspace that settings name; see `open`."""
+    root = settings.workspace
     if root is not None and (root / "workspace.json").exists():
         return Workspace(open_store(root))
     if not create:
         raise NotFound("there is no workspace here", hint="Make one with: catena init")
-    return Workspace(init_store(root or Path.cwd() / FOLDER, index_url=index_url, files_url=files_url))
+    made = init_store(root or Path.cwd() / FOLDER, index_url=settings.index, files_url=settings.files)
+    return Workspace(made)
 
 
 class Workspace:
@@ -84,11 +92,11 @@ class Workspace:
         until: str | None = None,
         report: Path | None = None,
         listeners: Iterable[Listener] = (),
+        on: str = "local",
     ) -> RecipeRun:
-        """Run a recipe; finished steps come from the store."""
-        return run_recipe(
-            self.store, self.recipe(recipe, overrides), refresh=refresh, until=until, report=report, listeners=listeners
-        )
+        """Run a recipe; finished steps come from the store. `on` says who works on shards of rows: local or ray."""
+        checked = self.recipe(recipe, overrides)
+        return run_recipe(self.store, checked, refresh=refresh, until=until, report=report, listeners=listeners, on=on)
 
     def do(
         self,
@@ -107,13 +115,6 @@ class Workspace:
             step["name"] = name
         source = Source(f"catena do {stage}", "", {"name": "do", "seed": seed, "steps": {key: step}})
         return run_recipe(self.store, check_recipe(source, store=self.store), listeners=listeners).outputs[key]
-
-    def config_of(self, stage: str, values: Mapping[str, Any]) -> Config:
-        """Check a config for a stage; raises `UsageError` with what is wrong."""
-        config, problems = check(stage_of(STAGES.load(stage)).config, values)
-        if config is None:
-            raise UsageError("; ".join(problem.line() for problem in problems))
-        return config
 
     def resolve(self, ref: str) -> Artifact:
         """Return the artifact of a reference: `name`, `name@tag`, `name@version`, or a digest prefix."""
@@ -144,6 +145,8 @@ class ModelHandle:
     def __init__(self, store: Store, version: ModelVersion) -> None:
         self.store, self.version = store, version
         self._generator: Generator | None = None
+        self._held = ExitStack()
+        self._locked = False
 
     def __enter__(self) -> ModelHandle:
         return self
@@ -155,7 +158,10 @@ class ModelHandle:
 
     @property
     def folder(self) -> Path:
-        """A verified folder that plain `transformers` loads. Read it only."""
+        """A verified folder that plain `transformers` loads. Read it only; `catena gc` spares it until `close`."""
+        if not self._locked:
+            self._held.enter_context(self.store.lock("gc", shared=True))
+            self._locked = True
         return self.store.checkout(self.version)
 
     @property
@@ -181,7 +187,9 @@ class ModelHandle:
         return answer_sources(self.store, self.version, answer, limit=limit)
 
     def close(self) -> None:
-        """End the engine."""
+        """End the engine, and let `catena gc` have the folder."""
         if self._generator is not None:
             self._generator.close()
             self._generator = None
+        self._held.close()
+        self._locked = False

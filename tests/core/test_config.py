@@ -34,7 +34,9 @@ def test_equal_values_have_equal_digests_and_other_values_others() -> None:
         ({"steps": 1, "inner": {"rte": 1}}, "inner.rte: unknown key 'rte'. Did you mean 'rate'?"),
         ({"steps": 1, "phases": [{"rat": 1}]}, "phases.0.rat: unknown key 'rat'. Did you mean 'rate'?"),
         ({}, "steps: a value is required"),
-        ({"steps": "many"}, "valid integer"),
+        ({"steps": "many"}, "steps: a number is wanted (got 'many')."),
+        ({"steps": True}, "steps: a number is wanted (got True)."),
+        ({"steps": 1, "inner": {"rate": "0.1"}}, "inner.rate: a number is wanted"),
         ({"steps": 1, "inner": {"rate": 0}}, "greater than 0"),
     ],
 )

@@ -64,3 +64,24 @@ def test_a_digest_of_code_covers_what_a_module_imports_within_functions_too(tmp_
     code_digest.cache_clear()
     stage_module._data_files.cache_clear()
     assert code_digest("acme_code.a") != changed
+
+
+def test_relative_imports_and_versions_of_other_packages_count(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    package = tmp_path / "acme_relative"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "inner" / "__init__.py").write_text("")
+    (package / "inner" / "a.py").write_text("from ..b import x\nfrom . import c\nimport yaml\n")
+    (package / "b.py").write_text("x = 1\n")
+    (package / "inner" / "c.py").write_text("y = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    digests = {code_digest("acme_relative.inner.a")}
+    for name, text in (("b.py", "x = 2\n"), ("inner/c.py", "y = 2\n")):
+        (package / name).write_text(text)
+        code_digest.cache_clear()
+        digests.add(code_digest("acme_relative.inner.a"))
+    monkeypatch.setattr(stage_module, "_version", lambda package: f"{package}==another")
+    code_digest.cache_clear()
+    digests.add(code_digest("acme_relative.inner.a"))
+    code_digest.cache_clear()
+    assert len(digests) == 4

@@ -62,7 +62,8 @@ def docx(paragraphs: Sequence[str], heading: str = "", table: Sequence[Sequence[
         {
             "[Content_Types].xml": _types({"/word/document.xml": office}),
             "_rels/.rels": _relations([("officeDocument", "word/document.xml")]),
-            "word/document.xml": f'<?xml version="1.0"?><w:document xmlns:w="{WORD}"><w:body>{body}</w:body></w:document>',
+            "word/document.xml": '<?xml version="1.0"?>'
+            f'<w:document xmlns:w="{WORD}"><w:body>{body}</w:body></w:document>',
         }
     )
 
@@ -135,9 +136,7 @@ def pptx(slides: Sequence[Sequence[str]]) -> bytes:
 def epub(chapters: Mapping[str, str], title: str = "A book") -> bytes:
     """Return an EPUB with a chapter for each title and text."""
     numbered = list(enumerate(chapters.items(), 1))
-    manifest = "".join(
-        f'<item id="c{n}" href="c{n}.xhtml" media-type="application/xhtml+xml"/>' for n, _ in numbered
-    )
+    manifest = "".join(f'<item id="c{n}" href="c{n}.xhtml" media-type="application/xhtml+xml"/>' for n, _ in numbered)
     spine = "".join(f'<itemref idref="c{n}"/>' for n, _ in numbered)
     members: dict[str, str | bytes] = {
         "mimetype": "application/epub+zip",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from catena.core.errors import ConfigError, NotFound, RemoteError
 from catena.core.events import read_events
 from catena.core.stage import Context, stage_of
 from catena.core.types import DatasetVersion
-from catena.data.collect.crawl import CrawlConfig, crawl
+from catena.data.collect.crawl import CrawlConfig, _job, _open_spool, crawl
+from catena.data.collect.site import SITES
+from catena.data.collect.spool import Record, Spool
 
 from .conftest import LocalSite, Page
 
@@ -260,6 +263,61 @@ def test_a_killed_crawl_goes_on_and_fetches_no_page_twice(
     assert len(twice) <= 2
 
 
+def test_a_kill_while_the_spool_is_removed_loses_no_page(
+    context: Context, site: LocalSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.link("/", "/a", "/b")
+    site.link("/a")
+    site.link("/b")
+    remove = shutil.rmtree
+
+    def removed_in_part(path: Any, *args: Any, **options: Any) -> None:
+        if Path(path).name != "crawl" or not (bodies := sorted(Path(path).glob("bodies/*"))):
+            return remove(path, *args, **options)
+        bodies[0].unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", removed_in_part)
+    config = CrawlConfig(start=(site.url + "/",), delay_s=0, retries=0)
+    with pytest.raises(KeyboardInterrupt):
+        crawl(context, config)
+    monkeypatch.undo()
+    assert paths(context, crawl(context, config), site) == ["/", "/a", "/b"]
+
+
+def begun(context: Context, config: CrawlConfig) -> Spool:
+    """The spool that a killed try of this crawl left."""
+    return _open_spool(context, _job(config, None), {})
+
+
+def test_a_crawl_that_goes_on_asks_again_what_failed_in_passing(context: Context, site: LocalSite) -> None:
+    site.link("/", "/a", "/b")
+    site.link("/a", "/c")
+    site.link("/b")
+    site.link("/c")
+    config = CrawlConfig(start=(site.url + "/",), delay_s=0, retries=0)
+    spool = begun(context, config)
+    spool.append(Record(site.url + "/a", "reject", 1, reason="timeout"))
+    spool.append(Record(site.url + "/b", "reject", 1, 404, "gone"))
+    spool.append(Record(site.url + "/stray", "reject", 1, 404, "gone"))  # where no link leads now
+    dataset = crawl(context, config)
+    assert paths(context, dataset, site) == ["/", "/a", "/c"]
+    assert rejects(context, dataset, site) == {"/b": "gone"}
+    assert (site.times("/a"), site.times("/b")) == (1, 0)
+
+
+def test_a_record_without_its_body_is_asked_again(context: Context, site: LocalSite) -> None:
+    site.link("/", "/a")
+    site.link("/a")
+    config = CrawlConfig(start=(site.url + "/",), delay_s=0, retries=0)
+    spool = begun(context, config)
+    lost = {"sha256": "0" * 64, "media_type": "text/html"}
+    spool.append(Record(site.url + "/", "page", 0, 200, **lost))
+    spool.append(Record(site.url + "/a", "page", 1, 200, **lost))
+    spool.finish(0)
+    assert paths(context, crawl(context, config), site) == ["/", "/a"]
+
+
 def test_no_server_outlives_a_killed_crawl(context: Context, tmp_path: Path) -> None:
     config = {"site": "pydoc", "delay_s": 0.2, "max_pages": 40}
     command = [sys.executable, "-c", PARENT, str(tmp_path), json.dumps(config)]
@@ -297,3 +355,11 @@ def test_an_unknown_site_is_named_with_the_known_ones(context: Context) -> None:
 def test_the_stage_depends_on_the_code_of_its_child_process() -> None:
     assert stage_of(crawl).uses == ("catena.data.collect.spider", "catena.data.collect.pydoc")
     assert stage_of(crawl).volatile
+
+
+def test_the_code_of_a_plugins_site_is_part_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SITES, "_plugins", {"mine": "catena_example.stages:Site"})
+    assert CrawlConfig(site="mine").modules() == ("catena_example.stages",)
+    assert CrawlConfig(site="pydoc").modules() == ("catena.data.collect.pydoc",)
+    assert CrawlConfig(start=("http://a.example/",)).modules() == CrawlConfig(site="unknown").modules() == ()
+    assert stage_of(crawl).code(CrawlConfig(site="mine")) != stage_of(crawl).code(CrawlConfig(site="pydoc"))

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
 
+from catena.core.sample import Sample
 from catena.core.stage import Context
+from catena.core.types import DatasetVersion
 from catena.data.dedup import DedupConfig, find_duplicates
-from catena.data.minhash import Verified, candidates, components, jaccard, read_words, shingles, signatures
+from catena.data.duplicates import Duplicates
+from catena.data.minhash import Verified, components, jaccard, read_words, shingles
+from catena.workspace import Workspace, open as open_workspace
 from tests.data.stores import document, documents, put, rejects, run, samples
 
 WORDS = [f"word{number}" for number in range(5000)]
@@ -22,29 +27,17 @@ def changed(words: list[str], count: int, seed: int = 0) -> list[str]:
     return [*words[: len(words) - count], *text_of(1000 + seed, count)]
 
 
-def test_signatures_estimate_the_jaccard_similarity() -> None:
-    first = text_of(1)
-    found = signatures([first, changed(first, 100)], 1024, 5)
-    exact = jaccard(shingles(first, 5), shingles(changed(first, 100), 5))
-    assert found.shape == (2, 1024)
-    assert float(np.mean(found[0] == found[1])) == pytest.approx(exact, abs=0.05)
-
-
-def test_exact_jaccard_counts_shared_shingles() -> None:
-    assert jaccard(shingles(list("abcd"), 2), shingles(list("bcde"), 2)) == pytest.approx(2 / 4)
-    assert jaccard(shingles(["a"], 5), shingles(["a"], 5)) == 1
-    assert jaccard(shingles([], 5), shingles([], 5)) == 0
-
-
-def test_candidates_are_pairs_that_agree_in_a_whole_band() -> None:
-    found = np.array([[1, 2, 3, 4], [1, 2, 9, 9], [5, 6, 9, 9], [1, 9, 3, 9]], dtype=np.uint32)
-    assert candidates(found, 2, 2).tolist() == [[0, 1], [1, 2]]
+def removed(found: Duplicates) -> dict[int, tuple[str, int]]:
+    return {
+        place: ("equal" if found.equal[place] else "near", kept)
+        for place, kept in enumerate(found.kept_for.tolist())
+        if kept >= 0
+    }
 
 
 def test_banding_finds_the_pairs_that_theory_promises() -> None:
     texts = [words for seed in range(200) for words in (text_of(seed), changed(text_of(seed), 15, seed))]
-    words = dict(enumerate(texts))
-    verified = Verified(words, 5)
+    verified = Verified(dict(enumerate(texts)), 5)
     true = {(2 * pair, 2 * pair + 1) for pair in range(200) if verified.similarity(2 * pair, 2 * pair + 1) >= 0.85}
     pairs, _ = verified.pairs(32, 8, 0.85)
     assert len(true) == 200
@@ -53,7 +46,7 @@ def test_banding_finds_the_pairs_that_theory_promises() -> None:
 
 def test_empty_texts_are_never_alike() -> None:
     assert read_words(["", "a b", " .,! "]) == {1: ["a", "b"]}
-    assert not find_duplicates(["", " ", "...", "!!!"], list("abcd"), DedupConfig()).removed
+    assert not removed(find_duplicates(["", " ", "...", "!!!", "\n", "。"], list("abcdef"), DedupConfig()))
 
 
 def test_components_join_chains() -> None:
@@ -64,18 +57,21 @@ def test_components_join_chains() -> None:
 def test_chinese_near_duplicates_are_found() -> None:
     text = "".join(chr(0x4E00 + random.Random(3).randrange(3000) + place) for place in range(300))
     found = find_duplicates([text, text[:295] + "这里改了几", "完全不同的一段文字"], list("abc"), DedupConfig())
-    assert set(found.removed) == {1}
-    assert found.removed[1].reason == "near_duplicate"
+    assert removed(found) == {1: ("near", 0)}
 
 
 def test_the_longest_is_kept_and_of_equals_the_lowest_id() -> None:
     words = text_of(5)
     texts = [" ".join(words), " ".join([*words, "more"]), " ".join([*words, "MORE"])]
-    found = find_duplicates(texts, ["c", "b", "a"], DedupConfig()).removed
-    assert {place: (entry.reason, entry.kept) for place, entry in found.items()} == {
-        1: ("exact_duplicate", 2),
-        0: ("near_duplicate", 2),
-    }
+    found = find_duplicates(texts, ["c", "b", "a"], DedupConfig())
+    assert removed(found) == {1: ("equal", 2), 0: ("near", 2)}
+
+
+def test_copies_of_a_text_that_leaves_name_the_one_that_stays() -> None:
+    words = text_of(6)
+    texts = [" ".join(words), "\n".join(words), " ".join([*words, "more"]), " ".join(words).upper()]
+    found = find_duplicates(texts, list("abcd"), DedupConfig())
+    assert removed(found) == {0: ("near", 2), 1: ("near", 2), 3: ("near", 2)}
 
 
 def test_a_chain_of_neighbours_does_not_take_a_document_along() -> None:
@@ -83,12 +79,10 @@ def test_a_chain_of_neighbours_does_not_take_a_document_along() -> None:
     second = changed(first, 14)
     third = [*text_of(2000, 14), *second[14:]]
     texts = [" ".join([*first, "a", "b", "c"]), " ".join(second), " ".join(third)]
-    words = dict(enumerate(text.split() for text in texts))
-    near = Verified(words, 5)
+    near = Verified(dict(enumerate(text.split() for text in texts)), 5)
     assert near.similarity(0, 1) > 0.9 < near.similarity(1, 2)
     assert near.similarity(0, 2) < 0.9
-    found = find_duplicates(texts, list("abc"), DedupConfig(threshold=0.9))
-    assert set(found.removed) == {1}
+    assert set(removed(find_duplicates(texts, list("abc"), DedupConfig(threshold=0.9)))) == {1}
 
 
 def test_every_removed_document_names_a_kept_one_that_is_as_similar_as_asked(context: Context) -> None:
@@ -102,7 +96,25 @@ def test_every_removed_document_names_a_kept_one_that_is_as_similar_as_asked(con
         partner = kept[detail.split()[1].rstrip(",")]
         assert reason == "near_duplicate"
         assert jaccard(shingles(sample.text.split(), 5), shingles(partner.text.split(), 5)) >= 0.9
-    assert run(context, "data.dedup", {"threshold": 0.9}, source=source).digest == made.digest
+
+
+def test_the_dataset_is_the_same_for_any_number_of_workers(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catena.data.shards.SHARD_ROWS", 20)
+    texts = [" ".join(changed(text_of(seed, 120), 3 * (seed % 4), copy)) for seed in range(25) for copy in range(4)]
+    source = documents(context.store, *texts)
+    made = {}
+    for workers in (1, 2, 3):
+        fresh = replace(context, workdir=tmp_path / f"work-{workers}")
+        made[workers] = run(fresh, "data.dedup", {"threshold": 0.8, "workers": workers}, source=source)
+        assert len(list((tmp_path / f"work-{workers}" / "shards").iterdir())) == 5
+    assert made[1].rejects >= 50
+    assert len({version.digest for version in made.values()}) == 1
+
+
+def test_the_number_of_workers_is_no_part_of_the_work() -> None:
+    assert DedupConfig(workers=3).digest() == DedupConfig().digest()
 
 
 def test_rows_stay_in_their_order_and_near_can_be_switched_off(context: Context) -> None:
@@ -112,6 +124,45 @@ def test_rows_stay_in_their_order_and_near_can_be_switched_off(context: Context)
     made = run(context, "data.dedup", {"near": False}, source=source)
     assert len(samples(context.store, made)) == 3
     assert [reason for _, reason, _ in rejects(context.store, made)] == ["exact_duplicate"]
+
+
+def put_named(workspace: Workspace, name: str, dataset: DatasetVersion) -> None:
+    workspace.store.index.add_artifact(dataset)
+    workspace.store.index.add_name(name, dataset.digest)
+
+
+def test_what_is_stored_already_is_rejected_with_the_stored_row(context: Context) -> None:
+    words = [text_of(seed) for seed in range(4)]
+    stored = documents(context.store, " ".join(words[0]), " ".join(words[1]))
+    longer = " ".join([*changed(words[0], 4), "one", "more"])  # longer, and yet it is the stored one that stays
+    new = put(context.store, [document(text, "new") for text in (" ".join(words[2]), longer, " ".join(words[1]))])
+    made = run(context, "data.dedup", {}, source=new, against=stored)
+    ids = [sample.id for sample in samples(context.store, stored)]
+    assert [sample.text for sample in samples(context.store, made)] == [" ".join(words[2])]
+    assert [(reason, detail.split()[1]) for _, reason, detail in rejects(context.store, made)] == [
+        ("duplicate_of_stored", f"{ids[0]},"),
+        ("duplicate_of_stored", f"{ids[1]},"),
+    ]
+
+
+def test_with_previous_only_what_is_new_goes_on(context: Context) -> None:
+    with open_workspace(context.store.root) as workspace:
+        first = documents(context.store, "a first text of some words", "a second text of some words")
+        both = documents(context.store, "a first text of some words", "a third text, not seen so far")
+        put_named(workspace, "raw", first)
+        made = workspace.do("data.dedup", {"source": "raw"}, {"previous": True}, name="clean")
+        assert (made.rows, made.rejects) == (2, 0)
+        put_named(workspace, "raw", both)
+        made = workspace.do("data.dedup", {"source": "raw"}, {"previous": True}, name="clean")
+        assert [sample.text for sample in samples(context.store, made)] == ["a third text, not seen so far"]
+        assert [reason for _, reason, _ in rejects(context.store, made)] == ["duplicate_of_stored"]
+
+
+def test_conversations_are_compared_too(context: Context) -> None:
+    talk = [{"role": "user", "content": "what does this do?"}, {"role": "assistant", "content": "it copies a file"}]
+    source = put(context.store, [Sample(key, {"messages": talk}) for key in "ba"], "conversation")
+    made = run(context, "data.dedup", {}, source=source)
+    assert [sample.id for sample in samples(context.store, made)] == ["a"]
 
 
 def test_an_empty_dataset_stays_empty(context: Context) -> None:

@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from random import Random
+from string import ascii_lowercase
 
 import pytest
 
@@ -13,6 +16,7 @@ from catena.core.errors import DataError
 from catena.core.sample import Sample, sample_id
 from catena.core.stage import Context
 from catena.core.types import DatasetVersion
+from catena.data.definitions import held_in
 from catena.data.pydoc_pages import Definition, module_of, parse_page
 from tests.data.stores import put, rejects, run, samples
 
@@ -130,6 +134,39 @@ def test_nothing_is_learnt_from_held_out_or_dropped_pages(context: Context) -> N
     assert ("json", "page_dropped") in reasons
     every = run(context, "data.definitions", {"split": ""}, source=pages, within=kept)
     assert "collections" in {row.metadata["module"] for row in samples(context.store, every)}
+
+
+def test_no_sentence_is_learnt_that_a_held_out_document_holds(context: Context) -> None:
+    pages, documents = sources(context, "textwrap", "json")
+    leak = "Elsewhere: (Collapse and truncate\n   the given text to fit in the given\twidth.) Nothing more."
+    other = [Sample(sample_id(leak), {"text": leak}, split="test")]
+    within = put(context.store, [*samples(context.store, documents), *other])
+    made = run(context, "data.definitions", {}, source=pages, within=within)
+    why = {(row.data["input"], reason) for row, reason, _ in rejects(context.store, made)}
+    assert ("textwrap.shorten", "in_held_out_page") in why
+    names = {row.data["input"] for row in samples(context.store, made)}
+    assert "textwrap.shorten" not in names
+    assert {"json.dumps", "textwrap.indent"} <= names
+    assert made.funnel is not None
+    assert made.funnel.rejected["in_held_out_page"] == 1
+    every = run(context, "data.definitions", {"split": ""}, source=pages, within=within)
+    assert "textwrap.shorten" in {row.data["input"] for row in samples(context.store, every)}
+
+
+def test_leaked_sentences_are_found_in_well_under_a_second() -> None:
+    chance = Random(3)
+    words = ["".join(chance.choices(ascii_lowercase, k=chance.randint(2, 9))) for _ in range(4000)]
+    sentences = {f"Return {' '.join(chance.choices(words, k=chance.randint(4, 15)))}." for _ in range(2500)}
+    leaked = set(chance.sample(sorted(sentences), 40))
+    texts = [" ".join(chance.choices(words, k=3200)) for _ in range(70)]
+    for place, sentence in enumerate(leaked):
+        texts[place] = f"{texts[place]} ({sentence.replace(' ', chr(10) + '  ')})"
+    documents = [Sample(str(place), {"text": text}) for place, text in enumerate(texts)]
+    assert sum(map(len, texts)) > 70 * 20_000
+    began = time.process_time()
+    assert held_in(sentences, documents) == leaked
+    assert time.process_time() - began < 1
+    assert held_in([], documents) == set()
 
 
 def test_limits_choose_the_same_ones_every_time(context: Context) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from catena.core.config import parse
 from catena.core.errors import ConfigError, EnvironmentProblem
 from catena.core.sample import Sample, sample_id
 from catena.core.stage import Context
 from catena.data.pii import find
-from catena.data.privacy import pseudonym
-from tests.data.stores import documents, put, rejects, run, samples
+from catena.data.privacy import MaskConfig, pseudonym
+from tests.data.stores import document, documents, put, rejects, run, samples
 
 KEY = "correct horse battery staple"
 
@@ -31,6 +32,23 @@ def found(text: str) -> list[tuple[str, str]]:
         ("座机010-62345678", "phone", "010-62345678"),
         ("Ring +44 20 7946 0958 or", "phone", "+44 20 7946 0958"),
         ("Ring +1 650-253-0000 2020", "phone", "+1 650-253-0000"),
+        ("Ring 020 7946 0958, or", "phone", "020 7946 0958"),
+        ("Ring 0086 138 1234 5678", "phone", "0086 138 1234 5678"),
+        ("電話は090-1234-5678です", "phone", "090-1234-5678"),
+        ("전화 010-4541-1234 입니다", "phone", "010-4541-1234"),
+        ("拨打400-820-8820", "phone", "400-820-8820"),
+        ("（010）62345678转", "phone", "（010）62345678"),
+        ("手机１３８１２３４５６７８。", "phone", "１３８１２３４５６７８"),
+        ("手机138\u200b1234\u200b5678。", "phone", "138\u200b1234\u200b5678"),
+        ("call 138–1234–5678", "phone", "138–1234–5678"),
+        ("write to a＠qq.com", "email", "a＠qq.com"),
+        ("SSN 536 22 8726", "us_ssn", "536 22 8726"),
+        ("SSN: 536228726", "us_ssn", "536228726"),
+        ("旧身份证110105491231002", "cn_id", "110105491231002"),
+        ("身份证 110105 19491231 002X", "cn_id", "110105 19491231 002X"),
+        ("Amex 3782 822463 10005", "bank_card", "3782 822463 10005"),
+        ("卡号4111-1111-1111-1111", "bank_card", "4111-1111-1111-1111"),
+        ("地址：2001:4860::af62（", "ip", "2001:4860::af62"),
         ("Call (650) 253-0000.", "phone", "(650) 253-0000"),
         ("SSN 536-22-8726", "us_ssn", "536-22-8726"),
         ("身份证11010519491231002X，", "cn_id", "11010519491231002X"),
@@ -65,6 +83,13 @@ def test_personal_data_is_found_where_it_begins_and_ends(text: str, kind: str, v
         "a[1::2] at 12:30:45 with std::vector and 00:1a:2b:3c:4d:5e and 1:2:3",
         "2024-01-02 03:04:05.678901 and 0x13812345678",
         "pi is 3.14159265358979323846",
+        "order 13812345678, 订单号：13812345678, tracking number 4111111111111111",
+        "Chrome/120.0.6099.109, driver-1.2.3.4.tar.gz, upgraded to 10.1.2.3",
+        "00:1a:2b:ff:fe:3c:4d:5e is a network card, icon@2x.png a file, git@github.com:acme/tool.git a repository",
+        "9558 8036 0870 0992 013 and 6538 0162 0812 4998 have wrong check digits",
+        "DE58 5492 3376 5165 8338 09 has wrong ones too",
+        "110105001301002 is no day, 536228726 is only a number",
+        "1234567890123 and 1698765432 and 1698765432123 and 20231105123456",
         "",
     ],
 )
@@ -121,10 +146,58 @@ def test_drop_keeps_the_whole_row_back(context: Context) -> None:
     assert made.rows == 1
 
 
-def test_a_pseudonym_is_equal_for_equal_values_and_different_under_another_key() -> None:
-    assert pseudonym(KEY.encode(), "phone", "138-1234-5678") == pseudonym(KEY.encode(), "phone", "13812345678")
-    assert pseudonym(KEY.encode(), "email", "A@X.com") == pseudonym(KEY.encode(), "email", "a@x.com")
-    assert pseudonym(KEY.encode(), "email", "a@x.com") != pseudonym(b"another key, also long", "email", "a@x.com")
+def test_rows_that_are_kept_back_hold_no_personal_data_either(context: Context) -> None:
+    source = put(
+        context.store, [document("a@acme.io", metadata={"author": "Bob <bob@acme.io>", "n": [1, "c@acme.io"]})]
+    )
+    made = run(context, "data.mask", {"mode": "drop"}, source=source)
+    ((row, _, detail),) = rejects(context.store, made)
+    assert (row.text, row.metadata, detail) == ("[EMAIL]", {"author": "Bob <[EMAIL]>", "n": [1, "[EMAIL]"]}, "email 3")
+    assert row.id == samples(context.store, source)[0].id
+
+
+def test_metadata_is_masked_unless_it_is_to_stay(context: Context) -> None:
+    source = put(context.store, [document("hello", metadata={"author": "bob@acme.io"}, source="mailto:bob@acme.io")])
+    masked = samples(context.store, run(context, "data.mask", {}, source=source))[0]
+    assert (masked.metadata["author"], masked.source) == ("[EMAIL]", "mailto:bob@acme.io")
+    assert samples(context.store, run(context, "data.mask", {"metadata": False}, source=source))[0].metadata == {
+        "author": "bob@acme.io"
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "spellings"),
+    [
+        (
+            "phone",
+            ["13812345678", "138-1234-5678", "+86 138 1234 5678", "0086 13812345678", "１３８１２３４５６７８"],
+        ),
+        ("phone", ["(650) 253-0000", "650.253.0000", "+1 650 253 0000"]),
+        ("email", ["A@X.com", "a@x.com", "a＠x.com"]),
+        ("cn_id", ["110105491231002", "11010519491231002x", "110105 19491231 002X"]),
+        ("bank_card", ["4111 1111 1111 1111", "4111-1111-1111-1111"]),
+        ("ip", ["2001:db8:0:0::1", "2001:DB8::1"]),
+    ],
+)
+def test_a_pseudonym_is_equal_for_every_way_to_write_a_value(kind: str, spellings: list[str]) -> None:
+    assert len({pseudonym(KEY.encode(), kind, spelling) for spelling in spellings}) == 1
+    assert pseudonym(KEY.encode(), kind, spellings[0]) != pseudonym(b"another key, also long", kind, spellings[0])
+
+
+def test_another_key_is_another_step_and_the_config_does_not_tell_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CATENA_PSEUDONYM_KEY", raising=False)
+    assert MaskConfig(mode="pseudonym").key_fingerprint == ""
+    monkeypatch.setenv("CATENA_PSEUDONYM_KEY", KEY)
+    first = MaskConfig(mode="pseudonym")
+    assert KEY not in str(first.model_dump())
+    assert len(first.key_fingerprint) == 8
+    assert MaskConfig(mode="pseudonym").digest() == first.digest()
+    assert MaskConfig.model_validate(first.model_dump()) == first
+    assert MaskConfig().key_fingerprint == ""  # masks need no key and do not change with it
+    monkeypatch.setenv("CATENA_PSEUDONYM_KEY", KEY + "!")
+    assert MaskConfig(mode="pseudonym").digest() != first.digest()
+    with pytest.raises(ConfigError, match="another one than this was made with"):
+        parse(MaskConfig, first.model_dump())
 
 
 def test_the_key_is_nowhere_in_the_workspace(context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from catena.core.errors import ConfigError, DataError
 from catena.core.sample import Sample
 from catena.core.stage import Context
 from catena.data.minhash import jaccard, shingles
-from catena.data.split import assign
+from catena.data.split import assign, assign_evenly
 from tests.data.stores import document, documents, put, run, samples
 
 WORDS = [f"word{number}" for number in range(5000)]
@@ -93,3 +94,42 @@ def test_ratios_and_patterns_are_checked(context: Context) -> None:
         run(context, "data.split", {"group_by_source": "("}, source=source)
     with pytest.raises(DataError, match="empty"):
         run(context, "data.split", {}, source=documents(context.store))
+
+
+def test_every_split_gets_its_share_of_every_class() -> None:
+    mixes = {
+        f"{name}{number:03}": Counter({name: 1}) for name, size in (("a", 80), ("b", 20)) for number in range(size)
+    }
+    chosen = assign_evenly(mixes, {"train": 0.8, "validation": 0.1, "test": 0.1})
+    held = Counter((group[0], split) for group, split in chosen.items())
+    assert [held["a", name] for name in ("train", "validation", "test")] == [64, 8, 8]
+    assert [held["b", name] for name in ("train", "validation", "test")] == [16, 2, 2]
+
+
+def test_stratification_never_parts_a_group_and_leaves_no_split_empty(context: Context) -> None:
+    rows = []
+    for number in range(120):
+        label = "rare" if number % 6 == 0 else "common"
+        rows.append(document(" ".join(text_of(number)), metadata={"label": label, "author": number // 3}))
+    config = {"stratify_by": "label", "group_by_metadata": "author"}
+    made = run(context, "data.split", config, source=put(context.store, rows))
+    held: Counter[tuple[str, str | None]] = Counter()
+    authors: dict[int, set[str | None]] = {}
+    for row in samples(context.store, made):
+        held[row.metadata["label"], row.split] += 1
+        authors.setdefault(row.metadata["author"], set()).add(row.split)
+    assert all(len(splits) == 1 for splits in authors.values())
+    assert [held["rare", name] for name in ("train", "validation", "test")] == [16, 2, 2]
+    assert [held["common", name] for name in ("train", "validation", "test")] == [80, 10, 10]
+    assert set(assign_evenly({"a": Counter(x=9), "b": Counter(x=1)}, {"train": 0.9, "test": 0.1}).values()) == {
+        "train",
+        "test",
+    }
+
+
+def test_rows_with_one_id_stay_together(context: Context) -> None:
+    rows = [Sample("same", {"text": " ".join(text_of(number))}) for number in range(5)]
+    rows += [document(" ".join(text_of(number))) for number in range(5, 30)]
+    made = run(context, "data.split", {}, source=put(context.store, rows))
+    assert made.rows == 30
+    assert len({row.split for row in samples(context.store, made) if row.id == "same"}) == 1

@@ -69,6 +69,15 @@ def test_the_same_work_gives_the_same_report(context: Context, model: ModelVersi
     assert first.scores["accuracy/one"].n == 3
 
 
+def test_a_report_says_how_it_was_measured(context: Context, model: ModelVersion) -> None:
+    data = conversations(context.store, [("one", question, "x") for question in QUESTIONS])
+    said = {"splits": ["one"], "scorer": "exact", "max_tokens": 4}
+    few = answers(context, AnswersConfig(splits=("one",), max_tokens=4, limit=3), model=model, data=data)
+    assert few.details["config"] == {**said, "limit": 3, "seed": context.seed}
+    every = answers(context, AnswersConfig(splits=("one",), max_tokens=4), model=model, data=data)
+    assert every.details["config"] == {**said, "limit": None, "seed": None}  # the seed chose nothing
+
+
 def test_speed_and_progress_are_events_and_not_in_the_report(context: Context, model: ModelVersion) -> None:
     data = conversations(context.store, [("one", question, "x") for question in QUESTIONS])
     report = answers(context, AnswersConfig(splits=("one",), max_tokens=2), model=model, data=data)
@@ -98,6 +107,15 @@ def test_all_turns_before_the_last_answer_are_asked() -> None:
 def test_a_conversation_without_an_answer_is_refused() -> None:
     with pytest.raises(DataError, match="does not end with an answer"):
         question_of(Sample("x", {"messages": [{"role": "user", "content": "q"}]}), "test")
+
+
+def test_a_score_that_is_no_number_is_named(
+    context: Context, model: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = conversations(context.store, [("one", question, "x") for question in QUESTIONS])
+    monkeypatch.setattr("catena.evaluate.scorers.exact", lambda answer, reference, metadata: float("nan"))
+    with pytest.raises(DataError, match="'accuracy/one' of 'answers' is no finite number"):
+        answers(context, AnswersConfig(splits=("one",), max_tokens=2), model=model, data=data)
 
 
 def test_an_unknown_scorer_is_refused_when_the_recipe_is_checked() -> None:

@@ -53,6 +53,15 @@ def test_the_same_work_gives_the_same_report(context: Context, model: ModelVersi
     assert first.details["tokens"] == 30
 
 
+def test_a_report_says_how_it_was_measured(context: Context, model: ModelVersion) -> None:
+    data = documents(context.store, TEXTS)
+    report = perplexity(context, PerplexityConfig(max_tokens=30), model=model, data=data)
+    said = {"split": "test", "max_tokens": 30, "window": 64, "stride": 32, "seed": context.seed}
+    assert report.details["config"] == said
+    whole = perplexity(context, PerplexityConfig(max_tokens=None), model=model, data=data)
+    assert whole.details["config"] == {**said, "max_tokens": None, "seed": None}
+
+
 def test_long_documents_are_read_in_windows(context: Context, model: ModelVersion) -> None:
     data = documents(context.store, [" ".join(TEXTS) * 4])
     report = perplexity(context, PerplexityConfig(max_tokens=None, window=32, stride=8), model=model, data=data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from catena.evaluate.stats import bootstrap_mean, bootstrap_ratio, mcnemar, mean_interval, paired_difference, wilson
+from catena.evaluate.stats import bootstrap_mean, bootstrap_ratio, mcnemar, mean_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -69,15 +69,6 @@ def test_many_values_are_drawn_in_blocks_with_the_same_kind_of_result() -> None:
 def test_mcnemar_is_the_exact_binomial_test(first: int, second: int, expected: float) -> None:
     assert mcnemar(first, second) == pytest.approx(expected)
     assert mcnemar(second, first) == mcnemar(first, second)
-
-
-def test_a_paired_difference_is_sharper_than_two_separate_means() -> None:
-    before = [0.1, 0.5, 0.9, 0.3] * 20
-    after = [value - 0.05 for value in before]
-    difference = paired_difference(before, after, seed=1)
-    assert difference == pytest.approx((-0.05, -0.05, -0.05))
-    with pytest.raises(ValueError, match="paired"):
-        paired_difference([1.0], [1.0, 2.0], seed=1)
 
 
 def test_scores_between_right_and_wrong_get_a_bootstrap_interval() -> None:

@@ -135,11 +135,57 @@ def test_an_unknown_score_is_named_with_the_closest(context: Context, models: di
     assert ACCURACY in caught.value.hint
 
 
-def test_nothing_to_lose_is_kept_and_negative_scores_are_refused() -> None:
-    assert kept("accuracy", Score(value=0.0), Score(value=0.0)) == 1.0
+def test_an_error_of_zero_is_kept_and_negative_scores_are_refused() -> None:
     assert kept("perplexity", Score(value=0.0, better="lower"), Score(value=2.0, better="lower")) == 1.0
     with pytest.raises(DataError, match="negative"):
         kept("loglikelihood", Score(value=-2.0), Score(value=-1.0))
+
+
+@pytest.mark.parametrize("after", [0.0, 0.5])
+def test_a_baseline_of_zero_holds_nothing_and_is_said(
+    context: Context, models: dict[str, ModelVersion], after: float
+) -> None:
+    decision = decide(context, models, after, 0.0, keep={ACCURACY: 0.95})
+    (rule,) = decision.details["rules"]
+    assert (decision.details["verdict"], rule["held"], rule["value"]) == ("refused", False, 0.0)
+    with pytest.raises(GateFailed, match="nothing to go by: the baseline's value is 0"):
+        decide(context, models, after, 0.0, keep={ACCURACY: 0.95}, on_fail="stop")
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "said"),
+    [
+        ({"max_tokens": 64}, {"max_tokens": 32}, r"max_tokens 64, 32$"),
+        (
+            {"limit": None, "scorer": "exact"},
+            {"limit": 5, "scorer": "contains"},
+            r"limit None, 5; scorer exact, contains",
+        ),
+        ({"window": 64}, None, r"window 64, not told"),
+    ],
+)
+def test_reports_measured_differently_are_refused_with_the_difference(
+    context: Context, models: dict[str, ModelVersion], new: dict[str, Any], old: dict[str, Any] | None, said: str
+) -> None:
+    store, cfg = context.store, GateConfig(keep={ACCURACY: 0.9})
+    mine = report(store, models["candidate"], {ACCURACY: 0.9}, config={"splits": ["test"], **new})
+    theirs = report(
+        store, models["baseline"], {ACCURACY: 0.9}, **({"config": {"splits": ["test"], **old}} if old else {})
+    )
+    with pytest.raises(UsageError, match=said):
+        gate(context, cfg, **models, candidate_report=mine, baseline_report=theirs)
+
+
+def test_scores_of_other_numbers_of_samples_are_refused_where_a_rule_compares_them(
+    context: Context, models: dict[str, ModelVersion]
+) -> None:
+    store = context.store
+    mine = report(store, models["candidate"], {ACCURACY: Score(value=0.9, n=40), "other": 0.5})
+    theirs = report(store, models["baseline"], {ACCURACY: Score(value=0.9, n=50), "other": 0.5})
+    reports = {"candidate_report": mine, "baseline_report": theirs}
+    with pytest.raises(UsageError, match=rf"n of {ACCURACY} 40, 50"):
+        gate(context, GateConfig(keep={ACCURACY: 0.9}), **models, **reports)
+    assert gate(context, GateConfig(keep={"other": 0.9}), **models, **reports).details["verdict"] == "passed"
 
 
 def test_a_gate_without_rules_is_refused() -> None:

@@ -15,9 +15,12 @@ from sqlalchemy import create_engine, text
 
 from catena.core.errors import EnvironmentProblem, NotFound, WorkspaceTooNew
 from catena.core.types import Run
+from catena.hub import versions
+from catena.hub.erase import erase
 from catena.hub.fsck import check, collect_garbage
 from catena.hub.index import now
 from catena.hub.store import Store, init_store, open_store
+from tests.hub.edits import BASE, edit, put, retext, texts
 
 Put = Callable[..., Any]
 
@@ -136,3 +139,14 @@ def test_newer_schema_is_refused(store: Store) -> None:
 def test_server_that_is_away_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match="the index cannot be used"):
         init_store(tmp_path / ".catena", index_url="postgresql+psycopg://catena@127.0.0.1:1/none")
+
+
+def test_versions_are_committed_merged_and_erased(store: Store, tmp_path: Path) -> None:
+    put(store, BASE)
+    versions.create_branch(store, "pages", "fix")
+    versions.commit_file(store, "pages", edit(store, tmp_path, "pages@fix", retext("k01", "fix")), branch="fix")
+    versions.commit_file(store, "pages", edit(store, tmp_path, "pages", retext("k02", "main")))
+    assert versions.merge(store, "pages", "fix").status == "merged"
+    erase(store, "pages", ids=["k03"])
+    assert texts(store, "pages") == {k: v for k, v in {**BASE, "k01": "fix", "k02": "main"}.items() if k != "k03"}
+    assert versions.verify(store, "pages") == []

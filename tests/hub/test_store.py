@@ -27,7 +27,7 @@ from catena.core.errors import (
 from catena.core.sample import Sample
 from catena.core.types import DatasetVersion, ModelVersion, Run, Score
 from catena.hub.index import now
-from catena.hub.store import Store, find_workspace, init_store, open_store
+from catena.hub.store import Store, init_store, open_store
 
 Put = Callable[..., Any]
 
@@ -70,7 +70,7 @@ def test_unknown_references_name_the_closest(store: Store, put_documents: Put) -
     with pytest.raises(NotFound) as misspelt:
         store.resolve("pagse")
     assert misspelt.value.hint == "Did you mean 'pages'?"
-    with pytest.raises(NotFound, match="has no version or tag '9'"):
+    with pytest.raises(NotFound, match="has no version, tag, branch or commit '9'"):
         store.resolve("pages@9")
 
 
@@ -192,6 +192,14 @@ def test_report_keeps_its_scores_and_files(store: Store, put_model: Put, tmp_pat
     store.index.add_artifact(report)
     assert store.resolve(report.digest[:12]).identity() == report.identity()
     assert (store.checkout(report) / "samples.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("fields", [{"value": float("nan")}, {"value": 1.0, "high": float("inf")}])
+def test_score_that_is_no_finite_number_is_refused_by_name(
+    store: Store, put_model: Put, fields: dict[str, float]
+) -> None:
+    with pytest.raises(DataError, match="'perplexity' of 'sums'"):
+        store.put_report(put_model(store), "sums", {"accuracy": Score(value=0.5), "perplexity": Score(**fields)})
 
 
 def test_links_in_a_model_folder_and_empty_folders_are_refused(store: Store, tmp_path: Path) -> None:
@@ -316,13 +324,6 @@ def test_shared_locks_stand_together(store: Store) -> None:
 
 
 # -- workspaces ------------------------------------------------------------------------------------------------------
-
-
-def test_workspace_is_found_upwards(store: Store, tmp_path: Path) -> None:
-    deep = tmp_path / "a" / "b"
-    deep.mkdir(parents=True)
-    assert find_workspace(deep) == store.root
-    assert find_workspace(Path("/")) is None
 
 
 def test_init_on_a_workspace_changes_nothing(store: Store, put_documents: Put) -> None:

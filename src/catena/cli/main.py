@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from catena.cli import artifact, history, model, recipe, stage, workspace
+from catena.cli import artifact, commit, data, erase, history, model, recipe, stage, workspace
 from catena.cli.out import Out
 from catena.cli.session import Session, session_of
 from catena.core.errors import Cancelled, CatenaError, UsageError, environment_problem
@@ -32,6 +32,16 @@ for commands in (workspace, recipe, stage, artifact, history, model):
     for name, command, example in commands.COMMANDS:
         # \b keeps the lines of the example as they are.
         app.command(name, epilog=f"\b\nExamples:\n{example}")(command)
+data_app = typer.Typer(
+    name="data",
+    help="Versions of datasets, as in git: log, diff, branch, tag, checkout, commit, merge, erase.",
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+for commands in (data, commit, erase):
+    for name, command, example in commands.COMMANDS:
+        data_app.command(name, epilog=f"\b\nExamples:\n{example}")(command)
+app.add_typer(data_app)
 
 
 def print_version(context: typer.Context, wanted: bool) -> None:

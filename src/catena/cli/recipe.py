@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ Assignments = Annotated[
     list[str] | None, typer.Option("--set", metavar="STEP.KEY=VALUE", help="Change a value; may be given many times.")
 ]
 Until = Annotated[str | None, typer.Option(metavar="STEP", help="Only this step and what it needs.")]
+Executor = Literal["local", "ray"]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Look at the outside world again (crawls).")]
 
 
@@ -26,6 +27,7 @@ def run(
     until: Until = None,
     refresh: Refresh = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the report (HTML).")] = None,
+    on: Annotated[Executor, typer.Option(help="Who works on shards of rows; the outputs are the same.")] = "local",
 ) -> None:
     """Run a recipe. What was done before comes from the store; a killed run goes on where it was."""
     from catena.cli.views import run_result
@@ -35,7 +37,13 @@ def run(
     load_recipe(recipe, overrides=assignments or ())  # a recipe with a mistake leaves no empty workspace behind
     with session.open(create=True) as workspace, session.out.progress(events=True) as listeners:
         result = workspace.run(
-            recipe, overrides=assignments or (), refresh=refresh, until=until, report=report, listeners=listeners
+            recipe,
+            overrides=assignments or (),
+            refresh=refresh,
+            until=until,
+            report=report,
+            listeners=listeners,
+            on=on,
         )
     if session.out.json:
         session.out.value(run_result(result))
@@ -66,7 +74,8 @@ COMMANDS = (
         "run",
         run,
         "  catena run recipes/python-helper.yaml\n"
-        "  catena run recipes/python-helper.yaml --set pretrain.lr=0.001 --until sft\n"
+        "  catena run recipes/python-helper.yaml --set base.tokens=100000 --until base\n"
+        "  catena run recipes/python-helper.yaml --on ray\n"
         "  catena run recipes/python-helper.yaml --json | tail -1",
     ),
     ("plan", plan, "  catena plan recipes/python-helper.yaml\n  catena plan recipes/python-helper.yaml --json"),

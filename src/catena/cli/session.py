@@ -35,12 +35,9 @@ class Session:
     @contextmanager
     def open(self, *, create: bool = False) -> Iterator[Workspace]:
         """Open the workspace; with `create` one is made where there is none. Raises `NotFound` otherwise."""
-        from catena.workspace import open as open_workspace
+        from catena.workspace import open_with
 
-        settings = self.settings()
-        with open_workspace(
-            settings.workspace, create=create, index_url=settings.index, files_url=settings.files
-        ) as workspace:
+        with open_with(self.settings(), create=create) as workspace:
             yield workspace
 
 

@@ -12,7 +12,7 @@ from catena.cli.views import facts, interval, names_of
 from catena.core.errors import UsageError
 from catena.core.events import read_events
 from catena.core.sample import Sample
-from catena.core.types import ARTIFACT, Artifact, DatasetVersion, Report
+from catena.core.types import ARTIFACT, Artifact, DatasetVersion, Report, Run
 
 if TYPE_CHECKING:
     from catena.cli.out import Out
@@ -39,7 +39,8 @@ def record_of(store: Store, ref: str, parts: Parts) -> dict[str, Any]:
     """Return `ref`, `names`, `tags`, `artifact` (every field), `run`, `scores`, and the parts that were asked for."""
     artifact = store.resolve(ref)
     names = [f"{row.name}@{row.version}" for row in store.index.versions(digest=artifact.digest)]
-    runs = store.index.find_runs(id=artifact.made_by) if artifact.made_by else []
+    run = run_of(store, artifact, ref)
+    runs = [] if run is None else [run]
     record: dict[str, Any] = {
         "ref": ref,
         "names": names,
@@ -51,7 +52,7 @@ def record_of(store: Store, ref: str, parts: Parts) -> dict[str, Any]:
     if parts.samples or parts.rejects:
         record.update(_rows(store, artifact, parts))
     if parts.funnel:
-        record["funnel"] = funnel_of(store, artifact)
+        record["funnel"] = funnel_of(store, artifact, ref)
     if parts.events:
         found = read_events(store.group_folder(runs[0].group) / "events.jsonl") if runs else iter(())
         record["events"] = [event for event in found if event.get("step") == runs[0].step][-parts.limit :]
@@ -100,23 +101,46 @@ def sample_record(sample: Sample) -> dict[str, Any]:
     }
 
 
-def funnel_of(store: Store, artifact: Artifact) -> list[dict[str, Any]]:
-    """Return the funnels from the source down to this dataset: `ref`, `stage`, and the fields of `Funnel`."""
+def run_of(store: Store, artifact: Artifact, ref: str = "", *, cached: bool = False) -> Run | None:
+    """Return the newest run that made an artifact under the name asked for, or the one that made it first.
+
+    With `cached`, runs that took it from the store count too.
+    """
+    status = ("done", "cached") if cached else ("done",)
+    runs = [run for run in store.index.find_runs(output=artifact.digest) if run.status in status]
+    named = [run for run in runs if run.name == ref.partition("@")[0]]
+    made = [run for run in runs if run.id == artifact.made_by]
+    return next(iter([*named[::-1], *made, *runs]), None)
+
+
+def funnel_of(store: Store, artifact: Artifact, ref: str) -> list[dict[str, Any]]:
+    """Return the funnels from the source down to this dataset: `ref`, `stage`, and the fields of `Funnel`.
+
+    They are those of the runs, step by step: steps that changed nothing made the same dataset and are all here.
+    """
     names, rows = names_of(store), []
-    current: Artifact | None = artifact
-    seen: set[str] = set()
-    while isinstance(current, DatasetVersion) and current.digest not in seen:
-        seen.add(current.digest)
-        runs = store.index.find_runs(id=current.made_by) if current.made_by else []
-        if current.funnel is not None:
-            stage = runs[0].stage if runs else ""
-            ref = names.get(current.digest, current.digest[:12])
-            rows.append({"ref": ref, "stage": stage, **current.funnel.model_dump()})
-        parents = [store.index.artifact(digest) for digest in current.parents]
-        current = next((parent for parent in parents if isinstance(parent, DatasetVersion)), None)
+    run = run_of(store, artifact, ref, cached=True) if isinstance(artifact, DatasetVersion) else None
+    while run is not None and run.output is not None:
+        funnel = run.profile.get("funnel")
+        if funnel:
+            versions = [row for row in store.index.versions(name=run.name) if row.digest == run.output]
+            shown = f"{run.name}@{versions[-1].version}" if versions else names.get(run.output, run.output[:12])
+            rows.append({"ref": shown, "stage": run.stage, **funnel})
+        run = _run_before(store, run)
     if not rows:
         raise UsageError(f"a {artifact.kind} has no funnel", hint="--funnel is for datasets.")
     return rows[::-1]
+
+
+def _run_before(store: Store, run: Run) -> Run | None:
+    """Return the run that made the first dataset which a run was given: the step of its group, or any."""
+    for name, digest in run.inputs.items():
+        given = store.index.artifact(digest)
+        if not isinstance(given, DatasetVersion):
+            continue
+        steps = [found for found in store.index.find_runs(run_group=run.group) if found.step == run.uses.get(name)]
+        return steps[-1] if steps else run_of(store, given, run.uses.get(name, ""), cached=True)
+    return None
 
 
 def print_record(out: Out, record: Mapping[str, Any]) -> None:
@@ -133,6 +157,7 @@ def print_record(out: Out, record: Mapping[str, Any]) -> None:
             "tags": ", ".join(record["tags"]),
             "created": artifact.created and artifact.created.isoformat(sep=" ", timespec="seconds"),
             "licence": artifact.license,
+            "licences": _counts(record["artifact"].get("profile", {}).get("licences", {})),
             "splits": ", ".join(f"{name} {split['rows']:,}" for name, split in splits.items()),
             "files": f"{len(artifact.files)} ({size(bytes_held)})" if artifact.files else "",
             "parents": ", ".join(digest[:12] for digest in artifact.parents),
@@ -154,6 +179,10 @@ def print_record(out: Out, record: Mapping[str, Any]) -> None:
         out.line(_shortened(sample))
     for event in record.get("events", ()):
         out.line(" ".join(f"{key}={value}" for key, value in event.items() if key != "step" and value is not None))
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {rows:,}" for name, rows in sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _run_fields(run: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from catena.core.digest import digest_of
 from catena.core.errors import ConfigError, UsageError, did_you_mean
@@ -21,6 +21,15 @@ class Config(BaseModel):
     """Base of every config: immutable, refuses unknown keys, takes attribute docstrings as help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and "8" where a number is wanted: a recipe that says so means something else."""
+        wanted = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if isinstance(value, bool | str) and _only_numbers(wanted):
+            raise ValueError("a number is wanted")
+        return value
 
     def digest(self) -> str:
         """Return the content address of all values, defaults included."""
@@ -32,6 +41,11 @@ class Config(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def _only_numbers(annotation: Any) -> bool:
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return set(options) <= {int, float, type(None)}
 
 
 class Problem(BaseModel):

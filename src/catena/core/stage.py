@@ -11,10 +11,13 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import platform
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -32,6 +35,8 @@ Function = TypeVar("Function", bound=Callable[..., ArtifactBase])
 DATA_FILES = frozenset({".yaml", ".txt", ".json", ".jinja"})
 # Packages whose code carries artifacts about and does not decide what is in them: a change there re-runs nothing.
 CARRIERS = ("catena.core", "catena.hub", "catena.flow", "catena.cli")
+# Of these, what does decide: ids of samples, and how answers are sampled by default.
+COUNTED = frozenset({"catena.core.sample", "catena.core.digest", "catena.core.generate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,10 @@ class Context:
     events: Events
     name: str = ""
     """The name that the output will get; `store.latest(name)` is what was made under it before."""
+    executor: str = "local"
+    """Who works on shards of rows: "local" processes or "ray". The result is the same."""
+    workers: int = 0
+    """How many at once; 0 for one per processor."""
 
     def progress(self, label: str, total: int | None = None, unit: str = "rows", *, done: int = 0) -> Progress:
         """Start a progress line with rate and time left."""
@@ -124,21 +133,25 @@ def _artifact_classes(name: str, annotation: Any) -> tuple[type[ArtifactBase], .
 def code_digest(*modules: str) -> str:
     """Return one digest of the source of these modules and of all that they import from their own packages.
 
-    Function-level imports count too, and so do the data files in a module's folder and below (presets, word lists,
-    phrasings): they decide what comes out as much as code does. `CARRIERS` are left out: see there.
+    Function-level imports count too, and so do the data files in a package's folder and below (presets, word lists,
+    phrasings): they decide what comes out as much as code does. So do the versions of the other packages that are
+    imported, and that of Python. `CARRIERS` are left out: see there.
     """
-    found: dict[str, str] = {}
+    found: dict[str, str] = {"python": ".".join(platform.python_version_tuple()[:2])}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in found or name == "catena" or name.startswith(CARRIERS):
+        if name in found or name == "catena" or (name.startswith(CARRIERS) and name not in COUNTED):
             continue
         source = _source(name)
         if source is None:
             continue
         found[name] = sha256(source.read_bytes())
         found.update({str(path): sha256(path.read_bytes()) for path in _data_files(source.parent)})
-        waiting.extend(_imports(name, source.read_bytes()))
+        own, others = _imports(name, source)
+        waiting.extend(own)
+        found.update({package: _version(package) for package in others})
+    # By what was found and not by where: the same code in another folder is the same code.
     return digest_of(sorted(found.values()))
 
 
@@ -160,16 +173,41 @@ def _source(module: str) -> Path | None:
 
 @cache
 def _data_files(folder: Path) -> tuple[Path, ...]:
+    if not (folder / "__init__.py").exists():
+        return ()  # a module that stands alone among others, in site-packages for example
     return tuple(sorted(path for path in folder.rglob("*") if path.suffix in DATA_FILES))
 
 
-def _imports(module: str, source: bytes) -> list[str]:
-    """Return the modules of the same top-level package that `module` imports anywhere."""
+def _imports(module: str, source: Path) -> tuple[list[str], set[str]]:
+    """Return the modules of the same top-level package that a module imports anywhere, and the other packages."""
     top = module.partition(".")[0]
+    package = module if source.name == "__init__.py" else module.rpartition(".")[0]
     names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source.read_bytes())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name == top or name.startswith(top + ".")]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *filter(None, [base])])
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    own = [name for name in names if name == top or name.startswith(top + ".")]
+    others = {name.partition(".")[0] for name in names} - {top, "catena", ""} - sys.stdlib_module_names
+    return own, others
+
+
+@cache
+def _version(package: str) -> str:
+    """Return `name==version` of the installed package that brings a module, or its name alone."""
+    try:
+        return f"{package}=={metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        pass
+    found = _distributions().get(package)
+    return f"{package}=={metadata.version(found[0])}" if found else package
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()

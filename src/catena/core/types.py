@@ -170,17 +170,23 @@ class Run(Value):
     step: str
     stage: str
     recipe: str = ""
+    name: str = ""
+    """What the output is called."""
     status: RunStatus = "running"
     config: Mapping[str, Any] = Field(default_factory=dict)
     seed: int = 0
     inputs: Mapping[str, str] = Field(default_factory=dict)
     """Input name to the artifact's digest."""
+    uses: Mapping[str, str] = Field(default_factory=dict)
+    """Input name to the step of the same group, or the reference, that it came from."""
     output: str | None = None
     key: str = ""
     """Content address of (stage, code, config, seed, inputs): equal keys have equal outputs."""
     code: str = ""
     machine: Mapping[str, Any] = Field(default_factory=dict)
     metrics: Mapping[str, Any] = Field(default_factory=dict)
+    profile: Mapping[str, Any] = Field(default_factory=dict)
+    """What the stage said of the dataset it made, the funnel too. Two steps may make the same rows in two ways."""
     started: datetime | None = None
     ended: datetime | None = None
     error: str | None = None

@@ -1,40 +1,28 @@
 """`data.dedup`: of documents that say the same, one goes on; each of the others names the one that was kept for it.
 
+    rows -> signed in shards (`signing`) -> linked band by band (`lsh`) -> chosen (`clusters`) -> rows and rejects
+
 First equal texts (after case, width and white space), then near-duplicates by MinHash with exact verification. A
 document leaves only for a kept one that is really as similar as asked: a chain of neighbours never takes it along.
+Texts stay on disk; memory is some 150 bytes a row, and the result is the same for any number of workers, here or on Ray.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pyarrow as pa
 from pydantic import Field
 
 from catena.core.config import Config
-from catena.core.digest import sha256
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
-from catena.data.words import folded
 
-
-class Duplicate(NamedTuple):
-    """Why a document leaves: the place of the one that is kept for it, and how alike they are."""
-
-    reason: str
-    kept: int
-    similarity: float
-
-
-class Duplicates(NamedTuple):
-    """What `find_duplicates` found."""
-
-    removed: dict[int, Duplicate]
-    """By place of the document that leaves."""
-    candidates: int
-    """Pairs that were verified."""
-    clusters: int
-    """Groups of connected near-duplicates with at least two members."""
+if TYPE_CHECKING:
+    from catena.data.duplicates import Duplicates
+    from catena.data.signing import SignConfig
 
 
 class DedupConfig(Config):
@@ -48,58 +36,82 @@ class DedupConfig(Config):
     """Hashes in a band; more bands find more, more rows verify less."""
     near: bool = True
     """Look for near-duplicates too, not only for equal texts."""
+    previous: bool = False
+    """Reject what duplicates a row of the newest stored version of the output's name: only what is new goes on."""
+    workers: int = Field(default=0, ge=0, exclude=True)
+    """Processes that sign; 0 for one per processor. The result is the same for any number, so no step runs again."""
 
 
 def find_duplicates(texts: Sequence[str], ids: Sequence[str], cfg: DedupConfig) -> Duplicates:
-    """Return which texts leave and for whom. The longest of a group stays; of equally long ones, the lowest id."""
-    rank = {place: (-len(text), ids[place]) for place, text in enumerate(texts)}
-    removed = _equal_texts(texts, rank)
-    if not cfg.near:
-        return Duplicates(removed, 0, 0)
-    # Daft and scipy take a third of a second to import: not for the check of a recipe.
-    from catena.data.minhash import Verified, components, read_words
+    """Find the duplicates among texts in memory: what the stage does, for a notebook or another stage."""
+    from catena.data.duplicates import find, ranks
+    from catena.data.signing import SignedTexts
 
-    words = {place: found for place, found in read_words(texts).items() if place not in removed}
-    verified = Verified(words, cfg.ngram)
-    pairs, tried = verified.pairs(cfg.bands, cfg.rows, cfg.threshold)
-    clusters = [group for group in components(len(texts), pairs) if len(group) > 1]
-    for group in clusters:
-        kept: list[int] = []
-        for place in sorted(group, key=rank.__getitem__):
-            similarity, best = max(((verified.similarity(place, other), -other) for other in kept), default=(0.0, 0))
-            if similarity >= cfg.threshold:
-                removed[place] = Duplicate("near_duplicate", -best, similarity)
-            else:
-                kept.append(place)
-    return Duplicates(removed, tried, len(clusters))
+    signed = SignedTexts(texts, _signing(cfg))
+    rank = ranks(signed.facts["length"], pa.array(ids, pa.string()))
+    return find(signed, rank, cfg.bands if cfg.near else 0, cfg.threshold)
 
 
-def _equal_texts(texts: Sequence[str], rank: dict[int, tuple[int, str]]) -> dict[int, Duplicate]:
-    groups: dict[str, list[int]] = {}
-    for place, text in enumerate(texts):
-        same = folded(text)
-        if same:  # to be empty is not to be a copy of another empty text
-            groups.setdefault(sha256(same.encode()), []).append(place)
-    removed: dict[int, Duplicate] = {}
-    for group in groups.values():
-        kept, *others = sorted(group, key=rank.__getitem__)
-        removed.update((place, Duplicate("exact_duplicate", kept, 1.0)) for place in others)
-    return removed
+def _signing(cfg: DedupConfig) -> SignConfig:
+    from catena.data.signing import SignConfig
+
+    return SignConfig(ngram=cfg.ngram, bands=cfg.bands if cfg.near else 0, rows=cfg.rows)
+
+
+def older_than(ctx: Context, previous: bool, against: DatasetVersion | None) -> list[DatasetVersion]:
+    """Return the stored datasets whose rows count as seen: `against`, and the newest version of the output's name."""
+    found = [] if against is None else [against]
+    before = ctx.store.latest(ctx.name) if previous else None
+    if isinstance(before, DatasetVersion) and before not in found:
+        found.append(before)
+    return found
+
+
+def _sign(ctx: Context, cfg: DedupConfig, dataset: DatasetVersion) -> list[Path]:
+    from catena.data.shards import work_shards
+
+    operation = "catena.data.signing:sign_shard"
+    return work_shards(ctx, dataset, operation, _signing(cfg), label="Sign", workers=cfg.workers)
+
+
+def at(columns: Sequence[pa.ChunkedArray], place: int) -> str:
+    """Return the id at a place of several columns, one after another."""
+    for column in columns:
+        if place < len(column):
+            return str(column[place].as_py())
+        place -= len(column)
+    raise IndexError(place)
 
 
 @stage("data.dedup")
-def dedup(ctx: Context, cfg: DedupConfig, *, source: DatasetVersion) -> DatasetVersion:
-    """Keep one of each group of equal or nearly equal documents; the others say which one was kept for them."""
-    samples = list(ctx.store.open_dataset(source).samples())
-    progress = ctx.progress("Deduplicate", len(samples), "documents")
-    ids = [sample.id for sample in samples]
-    found = find_duplicates([sample.text for sample in samples], ids, cfg)
+def dedup(
+    ctx: Context, cfg: DedupConfig, *, source: DatasetVersion, against: DatasetVersion | None = None
+) -> DatasetVersion:
+    """Keep one of each group of equal or nearly equal documents; the others say which one was kept for them.
+
+    Rows that duplicate one of `against`, a stored dataset, are rejected as `duplicate_of_stored`.
+    """
+    # numpy and scipy take a third of a second to import: not for the check of a recipe.
+    from catena.data.duplicates import find, ranks
+    from catena.data.signing import SignedShards
+
+    bands = cfg.bands if cfg.near else 0
+    older = older_than(ctx, cfg.previous, against)
+    signed = SignedShards([folder for dataset in (*older, source) for folder in _sign(ctx, cfg, dataset)])
+    stored = sum(dataset.rows for dataset in older)
+    ids = [ctx.store.open_dataset(dataset).table(["_id"]).column("_id") for dataset in (*older, source)]
+    rank = ranks(signed.facts["length"], ids[-1], stored)
+    compared = ctx.progress("Compare", bands, "bands")
+    found = find(signed, rank, bands, cfg.threshold, stored=stored, watch=compared.over)
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
-        for place, sample in enumerate(progress.over(samples)):
-            duplicate = found.removed.get(place)
-            if duplicate is None:
+        samples = ctx.store.open_dataset(source).samples()
+        for place, sample in enumerate(ctx.progress("Write", source.rows, "documents").over(samples), start=stored):
+            kept = int(found.kept_for[place])
+            if kept < 0:
                 out.add(sample)
-            else:
-                out.reject(sample, duplicate.reason, f"of {ids[duplicate.kept]}, similarity {duplicate.similarity:.3f}")
+                continue
+            reason = "exact_duplicate" if found.equal[place] else "near_duplicate"
+            detail = f"of {at(ids, kept)}, similarity {found.similarity[place]:.3f}"
+            out.reject(sample, "duplicate_of_stored" if kept < stored else reason, detail)
         ctx.events.metric("candidates", found.candidates)
-        return out.commit(profile={"duplicates": {"candidates": found.candidates, "clusters": found.clusters}})
+        return out.commit(profile={"duplicates": found.profile()})

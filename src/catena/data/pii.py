@@ -1,16 +1,33 @@
 """Finding personal data in text: pure, by patterns whose hits are validated (checksums, numbering plans, addresses).
 
-A pattern alone is wrong too often: an order number looks like a bank card, a version like an IP address. So whatever
-has a check digit must pass it, telephone numbers must be in their country's plan, and the words before a number count.
-Patterns use ASCII classes: in Chinese a number stands right behind a letter.
+    text -> plain form (ASCII digits and signs, nothing invisible) -> spans of each kind -> spans in the text
+
+People write numbers in full-width digits, with dashes of every length, and hide them with zero-width characters: the
+patterns see the plain form, and the spans are those of the text as it stands. Numbers are in `pii_numbers`.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from functools import cache
 from ipaddress import ip_address
+from itertools import chain
 from typing import Literal, NamedTuple, get_args
+
+from catena.data.pii_numbers import (
+    Place,
+    canonical_phone,
+    canonical_resident_id,
+    cards,
+    ibans,
+    phones,
+    resident_ids,
+    social_security,
+)
 
 Kind = Literal["email", "iban", "cn_id", "bank_card", "us_ssn", "phone", "ip"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -25,124 +42,132 @@ class Span(NamedTuple):
     end: int
 
 
-NOT_BEFORE, NOT_AFTER = r"(?<![0-9A-Za-z_.])", r"(?![0-9A-Za-z_]|\.\d)"
-
 EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@"
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])"
 )
-IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}(?![a-z])")
-CN_ID = re.compile(r"(?<![0-9A-Za-z])\d{17}[0-9Xx](?![0-9A-Za-z])")
-CARD = re.compile(NOT_BEFORE + r"[2-6]\d{3}(?:[ -]?\d){9,15}" + NOT_AFTER)
-SSN = re.compile(r"(?<![0-9A-Za-z-])\d{3}-\d{2}-\d{4}(?![0-9A-Za-z-])")
-# Region None: the number says its country itself.
-PHONES: tuple[tuple[re.Pattern[str], str | None], ...] = (
-    (re.compile(r"(?<![0-9A-Za-z+])\+[1-9](?:[ .()-]{0,2}\d){6,14}" + NOT_AFTER), None),
-    (re.compile(NOT_BEFORE + r"(?:86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}" + NOT_AFTER), "CN"),
-    (re.compile(NOT_BEFORE + r"0\d{2,3}-\d{7,8}" + NOT_AFTER), "CN"),
-    (re.compile(r"(?<![0-9A-Za-z_.+-])(?:\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}" + NOT_AFTER), "US"),
+# `icon@2x.png` is a file, `git@github.com:` the login of a server, not of a person.
+NO_DOMAIN = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".gif",
+    ".webp",
+    ".svg",
+    ".bmp",
+    ".ico",
+    ".css",
+    ".js",
+    ".json",
+    ".html",
+    ".local",
 )
-IPV4 = re.compile(r"(?<![0-9A-Za-z_.])\d{1,3}(?:\.\d{1,3}){3}(?![0-9A-Za-z_]|\.\d)")
+LOGIN = re.compile(r"(?:git|hg|svn|root)@", re.IGNORECASE)
+IPV4 = re.compile(r"(?<![0-9A-Za-z_.])\d{1,3}(?:\.\d{1,3}){3}(?![0-9A-Za-z_]|\.\d|-\d)")
 IPV6 = re.compile(r"(?<![0-9A-Za-z_:.])[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![0-9A-Za-z_:])")
 NUMBERING = re.compile(
-    r"(?:\b(?:v|ver|version|release|revision|build|section|chapter|firmware|python|oid)|版本号?|版|第|[=<>~!]=|§)"
-    r"\s*(?:number|no\.?|is|为|是)?\s*[.:：=]?\s*$",
+    r"(?:(?<![A-Za-z])(?:v|ver|version|release|revision|build|section|chapter|firmware|driver|python|sdk|api|oid"
+    r"|(?:up|down)graded? (?:to|from)|updated? to|patch)|版本号?|版|第|升级[到至]|更新[到至]|バージョン|버전"
+    r"|[=<>~!^]=|[~^]|§)"
+    r"\s*(?:number|no\.?|is|为|是)?\s*[.:：=]?\s*$"
+    # `Chrome/120.0.6099.109` and `driver-1.2.3.4.tar.gz`, but not `//8.8.8.8/` and not `8.8.4.4-8.8.8.8`.
+    r"|[A-Za-z][/-]$",
     re.IGNORECASE,
 )
+
+DIGIT = re.compile("[0-9]")
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+
+
+@cache
+def _plain_characters() -> dict[int, int]:
+    """Return what to read for characters that only look different: full width, dashes, spaces, digits of any script."""
+    # Not the colon: in Chinese it stands before an address, and is not a part of it.
+    table = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if code != 0xFF1A}
+    table |= dict.fromkeys([*range(0x2010, 0x2016), 0x2212, 0xFE63], ord("-"))
+    table |= dict.fromkeys([0xA0, 0x202F, 0x3000, *range(0x2000, 0x200B)], ord(" "))
+    digits = (code for code in range(0x80, sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Nd")
+    return table | {code: ord("0") + unicodedata.decimal(chr(code)) for code in digits}
+
+
+def plain_form(text: str) -> tuple[str, list[int] | None]:
+    """Return the text as the patterns see it, and each character's place in the text if any was taken out."""
+    if text.isascii():
+        return text, None
+    plain = text.translate(_plain_characters())
+    if not INVISIBLE.search(plain):
+        return plain, None
+    gaps = [match.span() for match in INVISIBLE.finditer(plain)]
+    starts, ends = [0, *(end for _, end in gaps)], [*(start for start, _ in gaps), len(plain)]
+    pieces = list(zip(starts, ends, strict=True))
+    places = list(chain.from_iterable(range(start, end) for start, end in pieces))
+    return "".join(plain[start:end] for start, end in pieces), places
 
 
 def find(text: str) -> list[Span]:
     """Return all personal data in the text, in order, without overlaps."""
-    taken: list[Span] = []
-    for kind in KINDS:
-        for start, end in FINDERS[kind](text):
-            if not any(start < span.end and span.start < end for span in taken):
-                taken.append(Span(kind, start, end))
-    return sorted(taken, key=lambda span: span.start)
+    plain, places = plain_form(text)
+    found: list[Span] = []
+    for kind in KINDS if DIGIT.search(plain) else KINDS[:1]:
+        found = _merged(found, [Span(kind, *span) for span in FINDERS[kind](plain)])
+    if places is None:
+        return found
+    return [Span(kind, places[start], places[end - 1] + 1) for kind, start, end in found]
 
 
-def _emails(text: str) -> Iterator[tuple[int, int]]:
-    return (match.span() for match in EMAIL.finditer(text))
+def _merged(taken: list[Span], new: list[Span]) -> list[Span]:
+    """Return both in order, without those of `new` that overlap one of `taken`, in which no two overlap."""
+    if not new:
+        return taken
+    starts, ends = [span.start for span in taken], [0, *(span.end for span in taken)]
+    free = [span for span in new if ends[bisect_left(starts, span.end)] <= span.start]
+    merged: list[Span] = []
+    for span in sorted(taken + free, key=lambda span: (span.start, -span.end)):
+        if not merged or merged[-1].end <= span.start:  # two patterns of one kind may find the same
+            merged.append(span)
+    return merged
 
 
-# The validators are imported where they are used: their number tables take longer to load than a recipe to check.
+def canonical(kind: str, value: str) -> str:
+    """Return one spelling for all ways to write a value: spaces, dashes, case, width, country code, old form."""
+    plain = plain_form(value)[0]
+    if kind == "phone":
+        return canonical_phone(plain)
+    if kind == "cn_id":
+        return canonical_resident_id(plain)
+    if kind == "ip":
+        return str(ip_address(plain))
+    return "".join(letter for letter in plain.casefold() if letter.isalnum() or letter in "@.")
 
 
-def _ibans(text: str) -> Iterator[tuple[int, int]]:
-    match = IBAN.search(text)
-    while match:
-        end = _iban_end(match[0])
-        if end:
-            yield match.start(), match.start() + end
-        match = IBAN.search(text, match.start() + (end or 4))
-
-
-def _iban_end(text: str) -> int:
-    """Return where the longest valid IBAN at the beginning of the text ends, or 0: words in capitals may follow it."""
-    from stdnum import iban
-
-    # ISO 7064: letters count 10 to 35, the first four characters go to the end, and the rest by 97 is 1.
-    head = int("".join(str(int(character, 36)) for character in text[:4]))
-    body, ends = 0, []
-    for end, character in enumerate(text[4:], 5):
-        if character == " ":
+def emails(text: str) -> Iterator[Place]:
+    """Yield the addresses of RFC 5321 with a domain of ASCII labels."""
+    if "@" not in text:
+        return
+    for match in EMAIL.finditer(text):
+        if match[0].lower().endswith(NO_DOMAIN) or (
+            LOGIN.match(match[0]) and text[match.end() : match.end() + 1] in ":/"
+        ):
             continue
-        code = int(character, 36)
-        body = (body * (10 if code < 10 else 100) + code) % 97
-        if (body * 10**6 + head) % 97 == 1:
-            ends.append(end)
-    return next((end for end in reversed(ends) if iban.is_valid(text[:end])), 0)
+        yield match.span()
 
 
-def _resident_ids(text: str) -> Iterator[tuple[int, int]]:
-    from stdnum.cn import ric
-
-    return (match.span() for match in CN_ID.finditer(text) if ric.is_valid(match[0].upper()))
-
-
-def _cards(text: str) -> Iterator[tuple[int, int]]:
-    from stdnum import luhn
-
-    for match in CARD.finditer(text):
-        digits = re.sub(r"\D", "", match[0])
-        if 13 <= len(digits) <= 19 and len(set(digits)) > 1 and luhn.is_valid(digits):
-            yield match.span()
-
-
-def _social_security(text: str) -> Iterator[tuple[int, int]]:
-    from stdnum.us import ssn
-
-    return (match.span() for match in SSN.finditer(text) if ssn.is_valid(match[0]))
-
-
-def _phones(text: str) -> Iterator[tuple[int, int]]:
-    for pattern, region in PHONES:
-        for match in pattern.finditer(text):
-            # Behind an international number may stand another: what is left without its last groups is tried too.
-            value = match[0]
-            while value and not _in_plan(value, region):
-                value = value.rpartition(" ")[0] if region is None else ""
-            if value:
-                yield match.start(), match.start() + len(value)
-
-
-def _in_plan(value: str, region: str | None) -> bool:
-    import phonenumbers
-
-    try:
-        return bool(phonenumbers.is_valid_number(phonenumbers.parse(value, region)))
-    except phonenumbers.NumberParseException:
-        return False
-
-
-def _addresses(text: str) -> Iterator[tuple[int, int]]:
+def addresses(text: str) -> Iterator[Place]:
+    """Yield the IP addresses, versions 4 and 6, that are not version numbers, slices or hardware addresses."""
     for match in IPV4.finditer(text):
         if _is_address(match[0]) and not NUMBERING.search(text[max(0, match.start() - 24) : match.start()]):
             yield match.span()
+    if ":" not in text:
+        return
     for match in IPV6.finditer(text):
-        groups = [group for group in match[0].split(":") if group]
-        # `1::2` is a slice, `fe80::1` an address.
-        if _is_address(match[0]) and (len(groups) > 2 or len(groups[0]) > 2):
+        groups = match[0].split(":")
+        filled = [group for group in groups if group]
+        # `1::2` is a slice, `fe80::1` an address, `00:1a:2b:ff:fe:3c:4d:5e` the number of a network card.
+        if (
+            any(len(group) != 2 for group in groups)
+            and (len(filled) > 2 or len(filled[0]) > 2)
+            and _is_address(match[0])
+        ):
             yield match.span()
 
 
@@ -154,12 +179,12 @@ def _is_address(text: str) -> bool:
     return True
 
 
-FINDERS: dict[Kind, Callable[[str], Iterator[tuple[int, int]]]] = {
-    "email": _emails,
-    "iban": _ibans,
-    "cn_id": _resident_ids,
-    "bank_card": _cards,
-    "us_ssn": _social_security,
-    "phone": _phones,
-    "ip": _addresses,
+FINDERS: dict[Kind, Callable[[str], Iterator[Place]]] = {
+    "email": emails,
+    "iban": ibans,
+    "cn_id": resident_ids,
+    "bank_card": cards,
+    "us_ssn": social_security,
+    "phone": phones,
+    "ip": addresses,
 }

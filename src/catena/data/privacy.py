@@ -1,7 +1,8 @@
 """`data.mask`: personal data (see `pii`) is masked, replaced by keyed pseudonyms, or takes its row out.
 
 Pseudonyms are HMAC-SHA256 under a key from the environment: equal values stay equal, nobody without the key can test a
-guess, and the key is in no row, config or event.
+guess, and the key is in no row, config or event. The config holds a fingerprint of the key: another key is other work.
+Rows that are kept back are masked too: people read the table of rejects.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from catena.core.config import Config
 from catena.core.errors import EnvironmentProblem
 from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
-from catena.data.pii import KINDS, Kind, Span, find
+from catena.data.pii import KINDS, Kind, Span, canonical, find, plain_form
+from catena.data.shards import Outcome, map_rows
 
 # Addresses and domains that stand for nobody: RFC 2606, 5737, 3849, loopback, private, multicast and reserved networks.
 NOBODY = [
@@ -32,6 +35,9 @@ NOBODY = [
     *("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "::/127", "2001:db8::/32", "fe80::/10", "ff00::/8"),
 ]
 SHORTEST_KEY = 16
+BEGINNING = 1000
+"""Characters of each text that are stored of a row that is too large."""
+TEXTS = frozenset({"text", "messages", "input", "output"})
 
 
 class MaskConfig(Config):
@@ -43,6 +49,12 @@ class MaskConfig(Config):
     """Not personal: values as they stand, mail domains (with their subdomains), and networks such as 127.0.0.0/8."""
     key_variable: str = "CATENA_PSEUDONYM_KEY"
     """Environment variable with the secret key of mode pseudonym, at least 16 bytes; another key, another name."""
+    key_fingerprint: str = Field("", pattern=r"^([0-9a-f]{8})?$")
+    """Filled in from the key, so that a changed key makes the step anew; write it down to insist on that very key."""
+    max_characters: int = Field(20_000_000, ge=1)
+    """Longer rows are kept back as `too_large`: to look through one takes minutes; only its beginning is stored."""
+    metadata: bool = True
+    """Look through the texts in the metadata too (titles, authors); the row's source is left as it is."""
 
     @field_validator("keep")
     @classmethod
@@ -51,6 +63,25 @@ class MaskConfig(Config):
             if "/" in entry:
                 ip_network(entry)  # its ValueError is a good sentence
         return keep
+
+    @field_validator("key_fingerprint")
+    @classmethod
+    def _is_of_the_key(cls, given: str, info: ValidationInfo) -> str:
+        key = os.environ.get(info.data.get("key_variable", ""), "").encode()
+        if info.data.get("mode") != "pseudonym" or len(key) < SHORTEST_KEY:
+            return given
+        found = fingerprint(key)
+        if given and given != found:
+            raise ValueError(f"the key in {info.data['key_variable']} is another one than this was made with")
+        return found
+
+
+@lru_cache(maxsize=8)
+def fingerprint(key: bytes) -> str:
+    """Return 8 hexadecimal digits that change with the key and do not help to guess it: scrypt (RFC 7914) is slow, and
+    32 bits are too few to tell a right guess from a lucky one.
+    """
+    return hashlib.scrypt(key, salt=b"catena data.mask key fingerprint", n=1 << 14, r=8, p=1, dklen=4).hex()
 
 
 class Kept:
@@ -72,9 +103,9 @@ class Kept:
 
 
 def pseudonym(key: bytes, kind: str, value: str) -> str:
-    """Return [KIND:12 hexadecimal digits]; how the value is spaced, punctuated and capitalised does not matter."""
-    plain = "".join(letter for letter in value.casefold() if letter.isalnum() or letter in "@.:")
-    return f"[{kind.upper()}:{hmac.new(key, f'{kind}:{plain}'.encode(), hashlib.sha256).hexdigest()[:12]}]"
+    """Return [KIND:12 hexadecimal digits], the same for every way to write the value (see `pii.canonical`)."""
+    known = f"{kind}:{canonical(kind, value)}"
+    return f"[{kind.upper()}:{hmac.new(key, known.encode(), hashlib.sha256).hexdigest()[:12]}]"
 
 
 def replace_spans(text: str, spans: Sequence[Span], name: Callable[[str, str], str]) -> str:
@@ -86,12 +117,15 @@ def replace_spans(text: str, spans: Sequence[Span], name: Callable[[str, str], s
     return "".join((*parts, text[position:]))
 
 
-def map_texts(data: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """Return a sample's data with every text in it changed: `text`, `input`, `output`, and the messages' contents."""
-    result = {key: change(value) if isinstance(value, str) else value for key, value in data.items()}
-    if "messages" in data:
-        result["messages"] = [{**message, "content": change(message["content"])} for message in data["messages"]]
-    return result
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON-like value with every text in it changed; keys of mappings stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [map_texts(item, change) for item in value]
+    return value
 
 
 def key_from(variable: str) -> bytes:
@@ -113,31 +147,53 @@ def _namer(cfg: MaskConfig) -> Callable[[str, str], str]:
     return lambda kind, value: pseudonym(key, kind, value)
 
 
-@stage("data.mask")
-def mask(ctx: Context, cfg: MaskConfig, *, source: DatasetVersion) -> DatasetVersion:
-    """Mask, pseudonymise or keep back personal data: mail, telephone, identity, card, account and IP numbers."""
-    kept, name, wanted = Kept(cfg.keep), _namer(cfg), frozenset(cfg.kinds)
-    changed: Counter[str] = Counter()
+def mask_row(cfg: MaskConfig) -> Callable[[Sample], Outcome]:
+    """Return the function that replaces the personal data in one row."""
+    name, kept, wanted = _namer(cfg), Kept(cfg.keep), frozenset(cfg.kinds)
 
-    def masked(sample: Sample) -> tuple[Sample, Counter[str]]:
+    def masked(sample: Sample) -> Outcome:
         counts: Counter[str] = Counter()
+        length = len(sample.text) if sample.data.keys() & TEXTS else 0
+        if length > cfg.max_characters:
+            # Twice as much is looked through: what the cut went through is not in what is stored.
+            sample = replace(sample, data=_map_data(sample.data, lambda text: text[: 2 * BEGINNING]))
 
         def change(text: str) -> str:
             spans = [span for span in find(text) if span.kind in wanted]
-            spans = [span for span in spans if (span.kind, text[span.start : span.end]) not in kept]
+            spans = [span for span in spans if (span.kind, plain_form(text[span.start : span.end])[0]) not in kept]
             counts.update(span.kind for span in spans)
             return replace_spans(text, spans, name) if spans else text
 
-        return replace(sample, data=map_texts(sample.data, change)), counts
+        metadata = map_texts(sample.metadata, change) if cfg.metadata else sample.metadata
+        result = replace(sample, data=_map_data(sample.data, change), metadata=metadata)
+        if length > cfg.max_characters:
+            result = replace(result, data=_map_data(result.data, lambda text: text[:BEGINNING]))
+            return Outcome(result, "too_large", f"{length} characters, the first {BEGINNING} are kept")
+        if counts and cfg.mode == "drop":
+            return Outcome(
+                result, "personal_data", ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
+            )
+        return Outcome(result, counts={f"masked_{kind}": count for kind, count in counts.items()})
 
+    return masked
+
+
+def _map_data(data: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    result = {key: change(value) if isinstance(value, str) else value for key, value in data.items()}
+    if "messages" in data:  # the role is a word of the format
+        result["messages"] = [{**message, "content": change(message["content"])} for message in data["messages"]]
+    return result
+
+
+@stage("data.mask")
+def mask(ctx: Context, cfg: MaskConfig, *, source: DatasetVersion) -> DatasetVersion:
+    """Mask, pseudonymise or keep back personal data: mail, telephone, identity, card, account and IP numbers."""
+    changed: Counter[str] = Counter()
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
-        samples = ctx.store.open_dataset(source).samples()
-        for sample in ctx.progress("Personal data", source.rows).over(samples):
-            result, counts = masked(sample)
-            if counts and cfg.mode == "drop":
-                detail = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
-                out.reject(sample, "personal_data", detail)
-                continue
-            changed.update({f"masked_{kind}": count for kind, count in counts.items()})
-            out.add(result)
+        for row in map_rows(ctx, source, "catena.data.privacy:mask_row", cfg, label="Personal data"):
+            changed.update(row.counts)
+            if row.reason:
+                out.reject(row.sample, row.reason, row.detail)
+            else:
+                out.add(row.sample)
         return out.commit(changed=dict(sorted(changed.items())))

@@ -29,3 +29,18 @@ def first_sentence(text: str) -> str:
 def is_sentence(text: str) -> bool:
     """Tell whether a text looks like one whole sentence: a letter, not a small one, begins it, and it has an end."""
     return text[:1].isalpha() and not text[0].islower() and bool(CLOSED.search(text))
+
+
+def sentences(text: str) -> list[str]:
+    """Return all sentences of a text in order; a line break ends one too, so a heading is a sentence of its own."""
+    found: list[str] = []
+    for line in text.splitlines():
+        start = 0
+        for match in END.finditer(line):
+            candidate, following = line[start : match.end()].strip(), line[match.end() :].lstrip()
+            if NEVER_LAST.search(candidate) or (MAY_BE_LAST.search(candidate) and following[:1].islower()):
+                continue
+            found.append(candidate)
+            start = match.end()
+        found.append(line[start:].strip())
+    return [sentence for sentence in found if sentence]

@@ -1,6 +1,7 @@
 """`data.split`: train, validation and test, so that nothing in one is nearly the same as something in another.
 
-Near-duplicates, and rows with the same key, form a group; a group goes to one split as a whole.
+Near-duplicates, and rows with the same key, form a group; a group goes to one split as a whole, also where every split
+is to have the same mix of classes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class SplitConfig(Config):
     group_by_source: str = ""
     """Rows whose source has the same first group (or whole match) of this regular expression stay together."""
 
+    stratify_by: str = ""
+    """Each split gets the same mix of what stands in this field of the data (output) or key of the metadata."""
+
     @field_validator("ratios")
     @classmethod
     def _adds_up(cls, ratios: dict[str, float]) -> dict[str, float]:
@@ -55,8 +59,8 @@ class SplitConfig(Config):
 
 
 def key_of(sample: Sample, cfg: SplitConfig) -> tuple[str, ...]:
-    """Return the keys that tie a row to others; none if the config asks for none or the row has none."""
-    keys = []
+    """Return the keys that tie a row to others: its id, which two rows may have, and those that the config asks for."""
+    keys = [f"id:{sample.id}"]
     if cfg.group_by_metadata and cfg.group_by_metadata in sample.metadata:
         keys.append(f"metadata:{sample.metadata[cfg.group_by_metadata]}")
     match = re.search(cfg.group_by_source, sample.source) if cfg.group_by_source else None
@@ -79,13 +83,48 @@ def assign(sizes: Mapping[str, int], ratios: Mapping[str, float]) -> dict[str, s
         split = max(room, key=room.__getitem__)
         chosen[group] = split
         room[split] -= sizes[group]
-    for split in room:
+    return without_empty(chosen, sizes, list(room))
+
+
+def without_empty(chosen: dict[str, str], sizes: Mapping[str, int], splits: Sequence[str]) -> dict[str, str]:
+    """Give each empty split the smallest group of the split with most groups, while that has more than one."""
+    for split in splits:
         held = Counter(chosen.values())
         if split not in held and held and max(held.values()) > 1:
             giver = max(held, key=held.__getitem__)
             moved = min((group for group in chosen if chosen[group] == giver), key=lambda name: (sizes[name], name))
             chosen[moved] = split
     return chosen
+
+
+def stratum_of(sample: Sample, key: str) -> str:
+    """Return the class that a row is in; rows without one are a class of their own."""
+    value = sample.data.get(key, sample.metadata.get(key))
+    return "" if value is None else str(value)
+
+
+def assign_evenly(mixes: Mapping[str, Counter[str]], ratios: Mapping[str, float]) -> dict[str, str]:
+    """Return the split of each group, given its rows by class, so that every split gets its share of every class.
+
+    A greedy form of iterative stratification (Sechidis et al. 2011) for whole groups: of the largest groups first, each
+    goes where its classes lack most rows; among equals, where most rows are lacking at all.
+    """
+    totals: Counter[str] = sum(mixes.values(), Counter())
+    room = {name: {key: share * count for key, count in totals.items()} for name, share in ratios.items() if share > 0}
+    chosen: dict[str, str] = {}
+    for group in sorted(mixes, key=lambda name: (-mixes[name].total(), name)):
+        lacking = {
+            name: (
+                round(sum(rows * left[key] / totals[key] for key, rows in mixes[group].items()), 9),
+                round(sum(left.values()), 9),
+            )
+            for name, left in room.items()
+        }
+        split = max(lacking, key=lacking.__getitem__)
+        chosen[group] = split
+        for key, rows in mixes[group].items():
+            room[split][key] -= rows
+    return without_empty(chosen, {name: mix.total() for name, mix in mixes.items()}, list(room))
 
 
 def groups_of(samples: Sequence[Sample], cfg: SplitConfig) -> list[list[int]]:
@@ -113,7 +152,12 @@ def split(ctx: Context, cfg: SplitConfig, *, source: DatasetVersion) -> DatasetV
     groups = {
         sample_id(ctx.seed, min(samples[place].id for place in group)): group for group in groups_of(samples, cfg)
     }
-    chosen = assign({name: len(group) for name, group in groups.items()}, cfg.ratios)
+    if cfg.stratify_by:
+        classes = [stratum_of(sample, cfg.stratify_by) for sample in samples]
+        mixes = {name: Counter(classes[place] for place in group) for name, group in groups.items()}
+        chosen = assign_evenly(mixes, cfg.ratios)
+    else:
+        chosen = assign({name: len(group) for name, group in groups.items()}, cfg.ratios)
     split_of = {place: chosen[name] for name, group in groups.items() for place in group}
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
         for place, sample in enumerate(progress.over(samples)):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 from pydantic import Field, field_validator
@@ -100,6 +101,7 @@ def answers(ctx: Context, cfg: AnswersConfig, *, model: ModelVersion, data: Data
         {f"accuracy/{split}": accuracy(lines, split, ctx.seed) for split in cfg.splits},
         details={
             "data": data.digest,
+            "config": measured_by(cfg, ctx.seed),
             "scorer": cfg.scorer,
             "questions": len(lines),
             "cut_at_max_tokens": cut,
@@ -107,6 +109,11 @@ def answers(ctx: Context, cfg: AnswersConfig, *, model: ModelVersion, data: Data
         },
         folder=folder,
     )
+
+
+def measured_by(cfg: AnswersConfig, seed: int) -> dict[str, Any]:
+    """Return what decides the scores beside model and data; the seed does where it chooses the questions."""
+    return {**cfg.model_dump(mode="json"), "seed": seed if cfg.limit is not None else None}
 
 
 def question_of(sample: Sample, split: str) -> Question:

@@ -89,6 +89,7 @@ def perplexity(ctx: Context, cfg: PerplexityConfig, *, model: ModelVersion, data
         },
         details={
             "data": data.digest,
+            "config": measured_by(cfg, (window, stride), ctx.seed),
             "split": cfg.split,
             "documents": len(losses),
             "tokens": tokens,
@@ -97,6 +98,12 @@ def perplexity(ctx: Context, cfg: PerplexityConfig, *, model: ModelVersion, data
             "interval": "95 %, bootstrap over documents",
         },
     )
+
+
+def measured_by(cfg: PerplexityConfig, shape: tuple[int, int], seed: int) -> dict[str, Any]:
+    """Return what decides the scores beside model and data: window and stride as used, the seed where it chooses."""
+    chosen = seed if cfg.max_tokens is not None else None
+    return {**cfg.model_dump(mode="json"), "window": shape[0], "stride": shape[1], "seed": chosen}
 
 
 def _score(interval: Interval, count: int, unit: str) -> Score:

@@ -3,7 +3,7 @@
 proportion (right or wrong)     wilson
 mean of scores between 0 and 1  bootstrap_mean
 ratio of sums (perplexity)      bootstrap_ratio    documents are drawn, tokens inside one hang together
-two models, the same questions  mcnemar, paired_difference
+two models, the same questions  mcnemar
 """
 
 from __future__ import annotations
@@ -91,16 +91,6 @@ def mcnemar(only_first: int, only_second: int) -> float:
         return 1.0
     tail = sum(comb(total, count) for count in range(fewer + 1))
     return min(1.0, 2 * tail / (1 << total))
-
-
-def paired_difference(
-    first: Sequence[float], second: Sequence[float], *, seed: int, confidence: float = 0.95, resamples: int = RESAMPLES
-) -> Interval:
-    """Return the mean of `second - first` over the same questions, with its bootstrap interval."""
-    if len(first) != len(second):
-        raise ValueError("a paired comparison needs both scores of every question")
-    differences = [after - before for before, after in zip(first, second, strict=True)]
-    return bootstrap_mean(differences, seed=seed, confidence=confidence, resamples=resamples)
 
 
 def mean_interval(values: Sequence[float], *, seed: int) -> Interval:

@@ -147,7 +147,10 @@ def _full_path(assignment: str, values: Mapping[str, Any]) -> str:
     """Turn `step.key=value` into `steps.step.with.key=value`; a path that starts at a key of the recipe stays."""
     path, sign, value = assignment.partition("=")
     first, _, rest = path.partition(".")
-    if rest and first not in RecipeText.model_fields and first in (values.get("steps") or {}):
+    steps = values.get("steps")
+    if rest and first not in RecipeText.model_fields and isinstance(steps, Mapping):
+        if first not in steps:
+            raise RecipeError(f"--set {path}: there is no step {first!r}", hint=did_you_mean(first, map(str, steps)))
         path = f"steps.{first}.with.{rest}"
     return path + sign + value
 

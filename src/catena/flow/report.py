@@ -98,9 +98,7 @@ def _page(store: Store, group: str, done: Sequence[Done]) -> dict[str, Any]:
         "steps": done,
         "winner": winner,
         "funnel": [
-            funnel_step(store, item.run.step, item.run.stage, item.output)
-            for item in done
-            if isinstance(item.output, DatasetVersion)
+            funnel_step(store, item.run, item.output) for item in done if isinstance(item.output, DatasetVersion)
         ],
         "curves": {step: Markup(svg) for step, svg in curves.items() if svg},
         "table": table,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from catena.core.sample import Sample
-from catena.core.types import DatasetVersion
+from catena.core.types import DatasetVersion, Funnel, Run
 from catena.hub.store import Store
 
 REASONS_SHOWN = 4
@@ -46,13 +46,14 @@ class FunnelStep:
         return min(max(kept / self.rows_in, 0.0), 1.0) if self.rows_in else 0.0
 
 
-def funnel_step(store: Store, step: str, stage: str, dataset: DatasetVersion) -> FunnelStep:
-    """Return the funnel of a dataset with examples of its rejects, the most frequent reasons first."""
-    funnel = dataset.funnel
+def funnel_step(store: Store, run: Run, dataset: DatasetVersion) -> FunnelStep:
+    """Return the funnel of a step with examples of its rejects, the most frequent reasons first."""
+    found = run.profile.get("funnel")
+    funnel = Funnel.model_validate(found) if found else dataset.funnel
     rejected = dict(sorted(funnel.rejected.items(), key=lambda item: (-item[1], item[0]))) if funnel else {}
     return FunnelStep(
-        step=step,
-        stage=stage,
+        step=run.step,
+        stage=run.stage,
         shape=dataset.shape,
         rows_in=funnel.rows_in if funnel else dataset.rows,
         rows_out=dataset.rows,

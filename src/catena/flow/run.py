@@ -47,6 +47,8 @@ class RecipeRun:
     """Step to `name@version` of its output."""
     seconds: float = 0.0
     report: Path | None = None
+    on: str = "local"
+    """Who works on shards of rows."""
 
 
 def run_recipe(
@@ -57,16 +59,18 @@ def run_recipe(
     until: str | None = None,
     report: Path | None = None,
     listeners: Iterable[Listener] = (),
+    on: str = "local",
 ) -> RecipeRun:
     """Run a checked recipe to the end (or until a step) and write its report.
 
-    `refresh` makes steps that depend on the outside world run again. Raises what the failing step raised, after its
+    `refresh` makes steps that depend on the outside world run again. `on` says who works on shards of rows: "local"
+    processes or "ray"; the outputs are the same. Raises what the failing step raised, after its
     record is written; `Cancelled` on SIGINT and SIGTERM.
     """
     guard()
     started = time.monotonic()
     group = f"{now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
-    result = RecipeRun(group, recipe.name)
+    result = RecipeRun(group, recipe.name, on=on)
     steps = recipe.until(until)
     try:
         folder = store.group_folder(group)
@@ -110,11 +114,13 @@ class _Step:
             id=uuid.uuid4().hex[:12],
             group=result.group,
             recipe=recipe.name,
+            name=step.name,
             step=step.key,
             stage=step.stage.name,
             config=step.config.model_dump(mode="json"),
             seed=step.seed,
             inputs={name: artifact.digest for name, artifact in inputs.items()},
+            uses=dict(step.use),
             key=self.key,
             code=step.stage.code(step.config),
             machine=describe_machine(),
@@ -140,7 +146,7 @@ class _Step:
         if found is None:
             self._make()
         else:
-            self._finish("cached", found[1], origin=found[0].id)
+            self._finish("cached", found[1], origin=found[0])
 
     def _make(self) -> None:
         # Whoever left a record "running" under this key is dead: its lock is ours.
@@ -149,7 +155,7 @@ class _Step:
         self.store.index.put_run(self.record)
         self.events.emit("step", status="running", stage=self.step.stage.name)
         workdir = self.store.workdir(self.key)
-        context = Context(self.store, workdir, self.step.seed, self.events, self.step.name)
+        context = Context(self.store, workdir, self.step.seed, self.events, self.step.name, executor=self.result.on)
         try:
             output = self.step.stage.function(context, self.step.config, **self.inputs)
             if not isinstance(output, tuple(KINDS.values())):
@@ -187,11 +193,12 @@ class _Step:
             # The disk that the step could not write to may refuse this record too; the next run marks it interrupted.
             return
 
-    def _finish(self, status: RunStatus, output: Any, origin: str | None = None) -> None:
+    def _finish(self, status: RunStatus, output: Any, origin: Run | None = None) -> None:
         step, index = self.step, self.store.index
-        metrics = {**self.metrics, **({"origin": origin} if origin else {})}
+        metrics = {**self.metrics, **({"origin": origin.id} if origin else {})}
+        profile = origin.profile if origin else getattr(output, "profile", {})
         self.record = self.record.model_copy(
-            update={"status": status, "output": output.digest, "ended": now(), "metrics": metrics}
+            update={"status": status, "output": output.digest, "ended": now(), "metrics": metrics, "profile": profile}
         )
         moved = tuple(tag for tag in step.tags if index.tags(step.name).get((step.name, tag)) != output.digest)
         artifact, version = index.finish(self.record, output, step.name, moved)

@@ -13,6 +13,7 @@ from catena.core.errors import DataError, NotFound, RecipeError
 
 Path_ = tuple[str | int, ...]
 MAX_BYTES = 4 << 20
+MAX_VALUES = 100_000
 NOTHING_RAN = "Nothing was run."
 
 
@@ -66,8 +67,8 @@ def parse_source(text: str, name: str) -> Source:
 
 def _build(node: yaml.Node, path: Path_, lines: dict[Path_, int], name: str, depth: int) -> Any:
     lines[path] = node.start_mark.line + 1
-    if depth > 40:
-        raise RecipeError(f"{name}:{lines[path]}: nested too deeply", hint=NOTHING_RAN)
+    if depth > 40 or len(lines) > MAX_VALUES:  # aliases of aliases can make a small file enormous
+        raise RecipeError(f"{name}:{lines[path]}: nested too deeply, or too many values", hint=NOTHING_RAN)
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:

@@ -58,6 +58,8 @@ class Rule(BaseModel):
 
     def sentence(self) -> str:
         """Return the rule as it is read by a person."""
+        if self.name.startswith("keep/") and self.baseline == 0:
+            return f"{self.name} has nothing to go by: the baseline's value is 0, of which no share can be kept"
         sign = "at least" if self.better == "higher" else "at most"
         return f"{self.name} is {self.value:.4g}, and must be {sign} {self.limit:.4g}"
 
@@ -78,7 +80,7 @@ def gate(
     new = scores_of("candidate", candidate, [candidate_report, candidate_also])
     old = scores_of("baseline", baseline, [baseline_report, baseline_also])
     for first, second in ((candidate_report, baseline_report), (candidate_also, baseline_also)):
-        _comparable(first, second)
+        _comparable(first, second, cfg.keep)
     rules = apply(cfg, new, old, (candidate.size, baseline.size))
     broken = [rule for rule in rules if not rule.held]
     if broken and cfg.on_fail == "stop":
@@ -123,17 +125,43 @@ def scores_of(role: str, model: ModelVersion, reports: Iterable[Report | None]) 
     return scores
 
 
-def _comparable(first: Report | None, second: Report | None) -> None:
-    """Raise `UsageError` unless two reports measured the same thing on the same data."""
+def _comparable(first: Report | None, second: Report | None, names: Iterable[str]) -> None:
+    """Raise `UsageError` unless two reports measured the same thing on the same data in the same way.
+
+    The scores of these names must have been measured on as many samples, too.
+    """
     if first is None and second is None:
         return
     if first is None or second is None:
         raise UsageError("the gate has a second report about one model only", hint="Give both or neither.")
+    hint = "Use the same stage, config and dataset for both models."
     if first.suite != second.suite or first.details.get("data") != second.details.get("data"):
         raise UsageError(
             f"the reports {first.suite!r} and {second.suite!r} were not measured on the same data in the same way",
-            hint="Use the same stage, config and dataset for both models.",
+            hint=hint,
         )
+    found = [*_differences(first, second), *_other_counts(first, second, names)]
+    if found:
+        raise UsageError(
+            f"the two reports {first.suite!r} were measured differently (candidate, baseline): {'; '.join(found)}",
+            hint=hint,
+        )
+
+
+def _differences(first: Report, second: Report) -> list[str]:
+    """Name each field of the measuring config that is not the same in both reports."""
+    one, other = (dict(report.details.get("config") or {}) for report in (first, second))
+    return [
+        f"{name} {one.get(name, 'not told')}, {other.get(name, 'not told')}"
+        for name in sorted({*one, *other})
+        if name not in one or name not in other or one[name] != other[name]
+    ]
+
+
+def _other_counts(first: Report, second: Report, names: Iterable[str]) -> list[str]:
+    both = [name for name in names if name in first.scores and name in second.scores]
+    counts = [(name, first.scores[name].n, second.scores[name].n) for name in both]
+    return [f"n of {name} {one}, {other}" for name, one, other in counts if one != other]
 
 
 def apply(cfg: GateConfig, new: Mapping[str, Score], old: Mapping[str, Score], sizes: tuple[int, int]) -> list[Rule]:
@@ -178,11 +206,16 @@ def _find(scores: Mapping[str, Score], name: str, rule: str) -> Score:
 
 
 def kept(name: str, after: Score, before: Score) -> float:
-    """Return which share of the baseline's value the candidate keeps; above 1 it is better than the baseline."""
+    """Return which share of the baseline's value the candidate keeps; above 1 it is better than the baseline.
+
+    0 where the baseline's value is 0: then there is nothing to take a share of.
+    """
     if after.value < 0 or before.value < 0:
         raise DataError(f"the score {name!r} is negative, so no share of it can be kept", hint="Use at_least for it.")
     above, below = (after.value, before.value) if after.better == "higher" else (before.value, after.value)
-    # A baseline without any accuracy has nothing to lose, and nothing is better than a perplexity of zero.
+    if before.value == 0:  # a measure that gives the baseline nothing cannot tell what the candidate lost
+        return 0.0
+    # What is left without a divisor is an error of zero, and nothing is better than that.
     return 1.0 if below == 0 else round(above / below, 6)
 
 

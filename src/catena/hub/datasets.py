@@ -8,6 +8,8 @@ A dataset version is a folder named by its content, with two tables:
 
 Rows are spooled to an Arrow stream while they are written, so a dataset may be larger than memory; the finished folder
 appears in one rename. The content digest covers rows and rejects in order and does not depend on Lance's file names.
+A later version may share the folder: it is another revision of `samples.lance` (see `hub.revisions`). Rows that were
+erased (see `hub.erase`) never come back: the writer rejects them.
 """
 
 from __future__ import annotations
@@ -22,66 +24,34 @@ from types import TracebackType
 from typing import Any
 
 import lance
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from catena.core.digest import sha256, sha256_of_file
-from catena.core.errors import DataError, IntegrityError
+from catena.core.digest import sha256_of_file
+from catena.core.errors import IntegrityError
 from catena.core.sample import Sample
 from catena.core.types import DatasetVersion, File, Funnel, Shape, Split
+from catena.hub.deny import REASON as ERASED, DenyList, blank
 from catena.hub.files import sync_folder
-
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-COLUMNS: dict[Shape, list[tuple[str, pa.DataType]]] = {
-    "document": [("text", pa.large_string())],
-    "conversation": [("messages", MESSAGES)],
-    "example": [("input", pa.large_string()), ("output", pa.large_string())],
-    "media": [("content", pa.large_binary()), ("media_type", pa.string())],
-}
-COMMON = [
-    ("_id", pa.string()),
-    ("_source", pa.string()),
-    ("_license", pa.string()),
-    ("_parents", pa.list_(pa.string())),
-    ("_split", pa.string()),
-    ("metadata", pa.large_string()),
-]
-REJECT = [("_reason", pa.string()), ("_detail", pa.string())]
+from catena.hub.rows import (
+    HASH,
+    HASH_BYTES,
+    content_digest,
+    encode,
+    shape_of,
+    stored_schema,
+    to_batch,
+    to_row,
+    to_sample,
+)
 
 LISTING = "files.json"
+SAMPLES, REJECTS = "samples.lance", "rejects.lance"
+HINT = "latest_version_hint.json"  # Lance rewrites it with every revision: it belongs to none of them
 BATCH_ROWS = 1024
 BATCH_BYTES = 32 << 20
-
-
-def schema_of(shape: Shape, *, rejects: bool = False) -> pa.Schema:
-    """Return the Arrow schema of a shape's table."""
-    return pa.schema(COMMON + COLUMNS[shape] + (REJECT if rejects else []))
-
-
-def to_row(sample: Sample) -> dict[str, Any]:
-    """Return the table row of a sample."""
-    return {
-        "_id": sample.id,
-        "_source": sample.source,
-        "_license": sample.license,
-        "_parents": list(sample.parents),
-        "_split": sample.split,
-        "metadata": orjson.dumps(dict(sample.metadata), option=orjson.OPT_SORT_KEYS).decode(),
-        **sample.data,
-    }
-
-
-def to_sample(row: Mapping[str, Any]) -> Sample:
-    """Return the sample of a table row."""
-    return Sample(
-        id=row["_id"],
-        source=row["_source"] or "",
-        license=row["_license"],
-        parents=tuple(row["_parents"] or ()),
-        split=row["_split"],
-        metadata=orjson.loads(row["metadata"] or "{}"),
-        data={key: value for key, value in row.items() if not key.startswith("_") and key != "metadata"},
-    )
 
 
 class _Table:
@@ -98,17 +68,10 @@ class _Table:
 
     def add(self, row: dict[str, Any]) -> int:
         """Add a row; returns its size in bytes of canonical JSON."""
-        try:
-            line = orjson.dumps(row, option=orjson.OPT_SORT_KEYS, default=_bytes_as_digest)
-        except (orjson.JSONEncodeError, TypeError) as error:
-            raise DataError(
-                f"row {row.get('_id')} cannot be stored: {error}",
-                hint="Text must be valid Unicode without lone surrogates.",
-            ) from error
-        self._digest.update(len(line).to_bytes(8, "big") + line)
-        self._buffer.append(row)
+        hashed, size = encode(row)
+        self._digest.update(hashed)
+        self._buffer.append({**row, HASH: hashed})
         self.rows += 1
-        size = len(line) + sum(len(value) for value in row.values() if isinstance(value, bytes))
         self._bytes += size
         if len(self._buffer) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
             self._flush()
@@ -116,11 +79,7 @@ class _Table:
 
     def _flush(self) -> None:
         if self._buffer:
-            try:
-                batch = pa.RecordBatch.from_pylist(self._buffer, schema=self.schema)
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise DataError(f"rows do not fit the shape's columns: {error}") from error
-            self._writer.write_batch(batch)
+            self._writer.write_batch(to_batch(self._buffer, self.schema))
             self._buffer, self._bytes = [], 0
 
     def close(self) -> str:
@@ -140,20 +99,17 @@ class _Table:
             lance.write_dataset(reader, str(target), schema=self.schema, mode="create", enable_stable_row_ids=True)
 
 
-def _bytes_as_digest(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return {"sha256": sha256(value)}
-    raise TypeError(f"{type(value).__name__} is not a column type")
-
-
 class DatasetWriter:
     """Writes a new dataset version; made by `Store.new_dataset`, used as a context manager, ended by `commit`."""
 
-    def __init__(self, root: Path, shape: Shape, license: str | None) -> None:
-        self._root, self.shape, self.license = root, shape, license
+    def __init__(
+        self, root: Path, shape: Shape, license: str | None, *, deny: DenyList | None = None, mark: str = ""
+    ) -> None:
+        """`deny` holds the rows that are not taken; `mark` ends the folder's name, to keep it from an older one."""
+        self._root, self.shape, self.license, self._deny, self._mark = root, shape, license, deny, mark
         self._folder = root / f".writing-{uuid.uuid4().hex[:12]}"
         self._folder.mkdir(parents=True)
-        self._samples = _Table(self._folder / "samples.spool", schema_of(shape))
+        self._samples = _Table(self._folder / "samples.spool", stored_schema(shape))
         self._rejects: _Table | None = None
         self._reject_shape: Shape = shape
         self._reasons: Counter[str] = Counter()
@@ -176,7 +132,10 @@ class DatasetWriter:
         return self._samples.rows
 
     def add(self, sample: Sample) -> None:
-        """Write a sample."""
+        """Write a sample; one that was erased from the workspace becomes a reject without content."""
+        if self._deny is not None and self._deny.holds(sample):
+            self.reject(sample, ERASED)
+            return
         size = self._samples.add(to_row(sample))
         count = self._splits.setdefault(sample.split or "all", [0, 0])
         count[0] += 1
@@ -184,9 +143,11 @@ class DatasetWriter:
 
     def reject(self, sample: Sample, reason: str, detail: str = "", *, shape: Shape | None = None) -> None:
         """Keep a sample back with the reason; `shape` when it has the shape of the input and not of the output."""
+        if self._deny is not None and self._deny.holds(sample):
+            sample, reason, detail = blank(sample), ERASED, ""
         if self._rejects is None:
             self._reject_shape = shape or self.shape
-            self._rejects = _Table(self._folder / "rejects.spool", schema_of(self._reject_shape, rejects=True))
+            self._rejects = _Table(self._folder / "rejects.spool", stored_schema(self._reject_shape, rejects=True))
         self._rejects.add({**to_row(sample), "_reason": reason, "_detail": detail})
         self._reasons[reason] += 1
 
@@ -200,7 +161,7 @@ class DatasetWriter:
     ) -> DatasetVersion:
         """Make the dataset durable and return it. `rows_in` is what the stage was given (default: all it wrote)."""
         parts = [self._samples.close(), self._rejects.close() if self._rejects else ""]
-        content = sha256("/".join([self.shape, *parts]).encode())
+        content = content_digest(self.shape, *parts)
         reject_rows = self._rejects.rows if self._rejects else 0
         funnel = Funnel(
             rows_in=self.rows + reject_rows if rows_in is None else rows_in,
@@ -208,8 +169,7 @@ class DatasetWriter:
             rejected=dict(sorted(self._reasons.items())),
             changed=dict(changed or {}),
         )
-        table = f"{content[:2]}/{content}"
-        files = self._place(self._root / table)
+        folder, files = self._place(self._root / content[:2] / f"{content}{self._mark}")
         draft = DatasetVersion(
             shape=self.shape,
             rows=self.rows,
@@ -217,30 +177,29 @@ class DatasetWriter:
             content=content,
             splits={name: Split(rows=rows, bytes=size) for name, (rows, size) in sorted(self._splits.items())},
             profile={**(profile or {}), "funnel": funnel.model_dump()},
-            table=table,
+            table=folder.relative_to(self._root).as_posix(),
             files=files,
             license=self.license,
             labels=labels or {},
         )
         return draft.model_copy(update={"digest": draft.compute_digest()})
 
-    def _place(self, target: Path) -> tuple[File, ...]:
+    def _place(self, target: Path) -> tuple[Path, tuple[File, ...]]:
         """Move the finished tables to `target`, or use what another process put there, if it is sound."""
         if target.exists():
             files = list_files(target)
             if files and not any(damage(target, file) for file in files):
-                return files
-            target.rename(self._folder / "damaged")
+                return target, files
+            if _is_shared(target):  # other versions may be sound: they keep the folder
+                target = target.with_name(f"{target.name}-{uuid.uuid4().hex[:8]}")
+            else:
+                target.rename(self._folder / "damaged")
         ready = self._folder / "ready"
         ready.mkdir()
-        self._samples.save(ready / "samples.lance")
+        self._samples.save(ready / SAMPLES)
         if self._rejects is not None:
-            self._rejects.save(ready / "rejects.lance")
-        paths = sorted(path for path in ready.rglob("*") if path.is_file())
-        files = tuple(
-            File(path=path.relative_to(ready).as_posix(), size=path.stat().st_size, sha256=sha256_of_file(path))
-            for path in paths
-        )
+            self._rejects.save(ready / REJECTS)
+        files = tuple(file_of(ready, path) for path in sorted(ready.rglob("*")) if path.is_file() and path.name != HINT)
         (ready / LISTING).write_bytes(orjson.dumps([file.model_dump() for file in files]))
         sync_folder(ready)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -249,8 +208,17 @@ class DatasetWriter:
         except OSError:
             if not target.exists():
                 raise
-            return list_files(target)  # another process wrote the same content just now
-        return files
+            return target, list_files(target)  # another process wrote the same content just now
+        return target, files
+
+
+def _is_shared(folder: Path) -> bool:
+    return len(list((folder / SAMPLES / "_versions").glob("*.manifest"))) > 1
+
+
+def file_of(folder: Path, path: Path) -> File:
+    """Return the record of a file below a table folder."""
+    return File(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256_of_file(path))
 
 
 def list_files(folder: Path) -> tuple[File, ...]:
@@ -293,7 +261,7 @@ class Dataset:
     def samples(self, split: str | None = None) -> Iterator[Sample]:
         """Yield the samples (of one split) in their stored order."""
         condition = None if split is None else f"_split = {_quoted(split)}"
-        for row in self._rows("samples.lance", condition):
+        for row in self._rows(SAMPLES, condition):
             yield to_sample(row)
 
     def rejects(self, reason: str | None = None) -> Iterator[tuple[Sample, str, str]]:
@@ -301,20 +269,59 @@ class Dataset:
         if not self.version.rejects:
             return
         condition = None if reason is None else f"_reason = {_quoted(reason)}"
-        for row in self._rows("rejects.lance", condition):
+        for row in self._rows(REJECTS, condition):
             reason_of, detail = row.pop("_reason"), row.pop("_detail")
             yield to_sample(row), reason_of, detail
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
         """Return the rows (of some columns) as one Arrow table."""
-        return lance.dataset(str(self.folder / "samples.lance")).to_table(columns=columns)
+        opened = self.open_table()
+        return opened.to_table(columns=columns or [name for name in opened.schema.names if name != HASH])
+
+    def open_table(self, name: str = SAMPLES) -> Any:
+        """Return the Lance table of the samples, or of the rejects, at this version's revision."""
+        revision = self.version.revision if name == SAMPLES else 1
+        return lance.dataset(str(self.folder / name), version=revision)
+
+    @property
+    def reject_shape(self) -> Shape:
+        """The shape of the rejects: that of the stage's input where it is another than the output's."""
+        return shape_of(self.open_table(REJECTS).schema.names)
+
+    def hashes(self, name: str = SAMPLES) -> npt.NDArray[np.uint64]:
+        """Return the rows' hashes in order: `[rows, 4]`, 32 bytes each. Tables of an older form are read for it."""
+        opened = self.open_table(name)
+        if HASH in opened.schema.names:
+            return _words(opened.to_table(columns=[HASH])[HASH].combine_chunks())
+        whole = b"".join(encode(row)[0] for row in self._rows(name, None))
+        return np.frombuffer(whole, dtype=np.uint64).reshape(-1, 4)
+
+    def take(self, positions: npt.NDArray[np.int64], table: str = SAMPLES) -> Iterator[dict[str, Any]]:
+        """Yield the rows at these positions of the stored order, in the order that was asked for."""
+        opened = self.open_table(table)
+        columns = [name for name in opened.schema.names if name != HASH]
+        for start in range(0, len(positions), BATCH_ROWS):
+            yield from opened.take(positions[start : start + BATCH_ROWS].tolist(), columns=columns).to_pylist()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield every sample's row, without `_hash`, in the stored order."""
+        return self._rows(SAMPLES, None)
 
     def _rows(self, name: str, condition: str | None) -> Iterator[dict[str, Any]]:
-        scanner = lance.dataset(str(self.folder / name)).scanner(
-            filter=condition, scan_in_order=True, batch_size=BATCH_ROWS
-        )
+        opened = self.open_table(name)
+        columns = [column for column in opened.schema.names if column != HASH]
+        scanner = opened.scanner(columns=columns, filter=condition, scan_in_order=True, batch_size=BATCH_ROWS)
         for batch in scanner.to_batches():
             yield from batch.to_pylist()
+
+
+def _words(column: pa.Array) -> npt.NDArray[np.uint64]:
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.binary(HASH_BYTES))
+    if not len(column):
+        return np.empty((0, 4), dtype=np.uint64)
+    words = np.frombuffer(column.buffers()[1], dtype=np.uint64).reshape(-1, 4)
+    return words[column.offset : column.offset + len(column)]
 
 
 def _quoted(text: str) -> str:

@@ -32,15 +32,25 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file so that a reader sees the old bytes or the new, never a part."""
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename, and sync the folder of the new name: after a power cut it is still there."""
+    source.replace(target)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a small file so that a reader sees the old bytes or the new, never a part. `mode` is under the umask."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("wb") as stream:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        rename_durably(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -69,7 +79,7 @@ class FileStore:
                     with Path(temporary).open("rb+") as stream:
                         os.fsync(stream.fileno())
                     os.chmod(temporary, 0o444)  # noqa: PTH101  hard links share this: nobody writes through a checkout
-                    os.replace(temporary, target)  # noqa: PTH105  over what another process may have put there just now
+                    rename_durably(Path(temporary), Path(target))  # over what another process may have put there
                 else:
                     self.fs.mv(temporary, target)
             finally:

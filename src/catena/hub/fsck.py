@@ -91,15 +91,19 @@ def forget(store: Store, findings: Iterable[Finding]) -> list[str]:
     damaged: dict[str, list[str]] = {}
     for finding in findings:
         damaged.setdefault(finding.artifact, []).append(finding.file)
-    with _alone(store):
+    with alone(store):
         for digest, paths in damaged.items():
             artifact = store.index.artifact(digest)
             if artifact is None:
                 continue
             store.index.remove_artifact(digest)  # first: a kill after it leaves only bytes without an owner
             if isinstance(artifact, DatasetVersion):
-                shutil.rmtree(store.datasets / artifact.table, ignore_errors=True)
-                continue
+                if not any(
+                    isinstance(other, DatasetVersion) and other.table == artifact.table
+                    for other in store.index.all_artifacts()
+                ):
+                    shutil.rmtree(store.datasets / artifact.table, ignore_errors=True)
+                continue  # other versions share the table: what of it is sound stays theirs
             shutil.rmtree(store.root / "checkouts" / digest, ignore_errors=True)
             for file in artifact.files:
                 if file.path in paths and store.files.has(file.sha256):
@@ -112,10 +116,12 @@ def collect_garbage(
 ) -> Freed:
     """Free what nothing needs: leftovers of killed runs, laid out checkouts, bytes that no artifact refers to.
 
-    `older_than` spares what was written since. `unused` also drops the artifacts that no tag and no newest version of
-    a name leads to, and the folders of unfinished steps. Raises `EnvironmentProblem` while a run is going on.
+    `older_than` spares what was written since. `unused` also drops the artifacts that no tag, no branch and no newest
+    version of a name leads to, and the folders of unfinished steps. Raises `EnvironmentProblem` beside a run.
     """
-    with _alone(store):
+    with alone(store):
+        if not dry_run:
+            store.index.interrupt_runs()  # nothing runs now: whoever is recorded as running was killed
         artifacts = store.index.all_artifacts()
         dropped = unused_artifacts(store) if unused else set()
         freed = Freed(artifacts=tuple(artifact.digest for artifact in artifacts if artifact.digest in dropped))
@@ -135,10 +141,13 @@ def collect_garbage(
 
 
 def unused_artifacts(store: Store) -> set[str]:
-    """Return the digests that no tag and no newest version leads to, by what made them or by what was measured."""
+    """Return the digests that no tag, branch or newest version leads to, by what made them or what was measured."""
     artifacts = {artifact.digest: artifact for artifact in store.index.all_artifacts()}
     newest = {row.name: row.digest for row in store.index.versions()}
     waiting = [*newest.values(), *store.index.tags().values()]
+    for name in newest:
+        history, branches = store.index.history(name)
+        waiting.extend(history[head].dataset for head in branches.values() if head in history)
     kept: set[str] = set()
     while waiting:
         digest = waiting.pop()
@@ -165,7 +174,7 @@ def _needs(store: Store, artifact: Artifact) -> Iterator[str]:
 
 
 @contextmanager
-def _alone(store: Store) -> Iterator[None]:
+def alone(store: Store) -> Iterator[None]:
     """Hold the lock that every run shares."""
     try:
         with store.lock("gc", wait=False) as free:

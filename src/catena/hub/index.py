@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select, update
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, insert, make_url, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
-from catena.core.errors import EnvironmentProblem, IntegrityError, MissingExtra, environment_problem
-from catena.core.types import ARTIFACT, Artifact, Run
-from catena.hub.schema import artifacts, names, run_inputs, runs, tag_moves
+from catena.core.errors import ConfigError, EnvironmentProblem, IntegrityError, MissingExtra, environment_problem
+from catena.core.types import ARTIFACT, Artifact, DatasetVersion, Run
+from catena.hub import commits, replacing
+from catena.hub.schema import artifacts, erased, names, run_inputs, runs, tag_moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,16 @@ class TagMove:
     by: str
 
 
-def make_engine(url: str) -> Engine:
+def make_engine(url: str | URL) -> Engine:
     """Open a database by SQLAlchemy URL; SQLite gets the write-ahead log and waits up to 30 s for its turn."""
     try:
-        engine = create_engine(url, connect_args={"timeout": 30} if url.startswith("sqlite") else {})
+        parsed = make_url(url)
+        engine = create_engine(parsed, connect_args={"timeout": 30} if parsed.drivername.startswith("sqlite") else {})
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigError(
+            "the index is not a database URL that SQLAlchemy knows",
+            hint="For example: postgresql+psycopg://user@host/name. Leave it empty for SQLite.",
+        ) from error
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"the package {error.name!r} is not installed", hint="Install it with: pip install 'catena-ai[postgres]'"
@@ -70,6 +77,10 @@ def now() -> datetime:
     """Return the time in UTC, to the millisecond (what both databases keep)."""
     stamp = datetime.now(UTC)
     return stamp.replace(microsecond=stamp.microsecond // 1000 * 1000)
+
+
+USED_UP = "@"
+"""A tag move under this mark and a number says that the version was forgotten: no tag of a person begins so."""
 
 
 class Index:
@@ -127,7 +138,10 @@ class Index:
         body = connection.execute(select(artifacts.c.body).where(artifacts.c.digest == artifact.digest)).scalar_one()
         stored = ARTIFACT.validate_json(body)
         if stored.files != artifact.files:  # a table that was lost and made again: the same rows in new files
-            stored = stored.model_copy(update={"files": artifact.files})
+            place: dict[str, Any] = {"files": artifact.files}
+            if isinstance(artifact, DatasetVersion):
+                place |= {"table": artifact.table, "revision": artifact.revision}
+            stored = stored.model_copy(update=place)
             change = update(artifacts).where(artifacts.c.digest == artifact.digest)
             connection.execute(change.values(body=stored.model_dump_json()))
         return stored
@@ -156,11 +170,20 @@ class Index:
         return [ARTIFACT.validate_json(body) for body in bodies]
 
     def remove_artifact(self, digest: str) -> None:
-        """Forget an artifact: its record, its names, its tags, and it as the output of runs (which then run again)."""
+        """Forget an artifact: its record, its names, and it as the output of runs (which then run again).
+
+        Its tags stand on nothing afterwards, and not on what they stood on before; its version numbers stay used up.
+        """
+        standing = [key for key, found in self.tags().items() if found == digest]
         with self._write() as connection:
             connection.execute(update(runs).where(runs.c.output == digest).values(output=None, status="interrupted"))
+            used = connection.execute(select(names.c.name, names.c.version).where(names.c.digest == digest)).all()
+            gone = [*standing, *((row.name, f"{USED_UP}{row.version}") for row in used)]
+            for name, tag in gone:
+                connection.execute(
+                    insert(tag_moves).values(name=name, tag=tag, digest=None, moved=now(), by="forgotten")
+                )
             connection.execute(names.delete().where(names.c.digest == digest))
-            connection.execute(tag_moves.delete().where(tag_moves.c.digest == digest))
             connection.execute(artifacts.delete().where(artifacts.c.digest == digest))
 
     # -- names and tags ----------------------------------------------------------------------------------------------
@@ -170,9 +193,8 @@ class Index:
         with self._write() as connection:
             return self._add_name(connection, name, digest)
 
-    def _add_name(self, connection: Connection, name: str, digest: str) -> int:
-        if self.engine.dialect.name == "postgresql":  # SQLite has one writer at a time already
-            connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
+    def _add_name(self, connection: Connection, name: str, digest: str, by: str = "catena") -> int:
+        self._alone(connection, name)
         newest = connection.execute(
             select(names.c.version, names.c.digest)
             .where(names.c.name == name)
@@ -181,9 +203,22 @@ class Index:
         ).first()
         if newest is not None and newest.digest == digest:
             return int(newest.version)
-        version = 1 if newest is None else int(newest.version) + 1
-        connection.execute(insert(names).values(name=name, version=version, digest=digest, created=now()))
+        forgotten = connection.execute(
+            select(tag_moves.c.tag).where(tag_moves.c.name == name, tag_moves.c.tag.like(f"{USED_UP}%"))
+        ).scalars()
+        used = [int(tag.removeprefix(USED_UP)) for tag in forgotten]
+        version = 1 + max([0 if newest is None else int(newest.version), *used])
+        at = now()
+        connection.execute(insert(names).values(name=name, version=version, digest=digest, created=at))
+        found = connection.execute(select(artifacts).where(artifacts.c.digest == digest)).one()
+        if by and found.kind == "dataset":
+            commits.record_version(connection, name, json.loads(found.body), at, by)
         return version
+
+    def _alone(self, connection: Connection, name: str) -> None:
+        """Let one transaction at a time count a name's versions and move its branches."""
+        if self.engine.dialect.name == "postgresql":  # SQLite has one writer at a time already
+            connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
 
     def versions(self, name: str | None = None, digest: str | None = None) -> list[NameRow]:
         """Return versions, oldest first, of a name, of an artifact, or of everything."""
@@ -214,6 +249,75 @@ class Index:
         """Return the tags that stand now: (name, tag) to digest."""
         standing = {(move.name, move.tag): move.digest for move in self.tag_history(name)}
         return {key: digest for key, digest in standing.items() if digest is not None}
+
+    # -- commits and branches ----------------------------------------------------------------------------------------
+
+    def history(self, name: str) -> tuple[dict[str, commits.Commit], dict[str, str]]:
+        """Return a name's commits by digest, and its branches; versions from before commits existed get theirs now."""
+        with self._read() as connection:
+            found = commits.read_history(connection, name), commits.read_branches(connection, name)
+        if found[0]:
+            return found
+        with self._write() as connection:
+            self._alone(connection, name)
+            commits.adopt(connection, name, by="catena")
+            return commits.read_history(connection, name), commits.read_branches(connection, name)
+
+    def add_commit(self, commit: commits.Commit, branch: str, dataset: Artifact) -> str | None:
+        """Write a commit as the newest of a branch; on `main` it is a new version of the name too.
+
+        Returns its digest, or None, and nothing is written, when the branch has moved on since the first parent.
+        """
+        with self._write() as connection:
+            self._alone(connection, commit.name)
+            head = commits.read_branches(connection, commit.name).get(branch)
+            if head != (commit.parents[0] if commit.parents else None):
+                return None
+            stored = self._add_artifact(connection, dataset)
+            if branch == commits.MAIN:
+                self._add_name(connection, commit.name, stored.digest, by="")
+            digest = commits.write_commit(connection, commit)
+            commits.move_branch(connection, commit.name, branch, digest, commit.author, commit.time)
+        return digest
+
+    def move_branch(self, name: str, branch: str, digest: str | None, by: str, expect: str | None) -> bool:
+        """Point a branch at a commit, or remove it (None), if it still stands at `expect` (None: there is no such)."""
+        with self._write() as connection:
+            self._alone(connection, name)
+            if commits.read_branches(connection, name).get(branch) != expect:
+                return False
+            commits.move_branch(connection, name, branch, digest, by, now())
+            if branch == commits.MAIN and digest is not None:
+                self._add_name(connection, name, commits.read_history(connection, name)[digest].dataset, by="")
+        return True
+
+    def erased_rows(self) -> list[tuple[str, str]]:
+        """Return (row id, mark of its data) of everything that was erased."""
+        with self._read() as connection:
+            return [(row.row, row.mark) for row in connection.execute(select(erased))]
+
+    def replace_datasets(
+        self,
+        replaced: Mapping[str, DatasetVersion],
+        erasure: str,
+        marks: Iterable[tuple[str, str]],
+        sign: Callable[[str], str],
+    ) -> None:
+        """Let new datasets take the places of old ones in names, tags, runs and commits, in one transaction."""
+        with self._write() as connection:
+            for artifact in replaced.values():
+                self._add_artifact(connection, artifact)
+            moved = {old: new.digest for old, new in replaced.items() if old != new.digest}
+            replacing.replace_digests(connection, moved)
+            replacing.rewrite_commits(connection, replaced, erasure, sign)
+            for row, mark in marks:
+                values = {"row": row, "mark": mark, "erasure": erasure}
+                connection.execute(self._insert(erased).values(values).on_conflict_do_nothing())
+
+    def rewritten_commits(self, erasure: str) -> dict[str, str]:
+        """Return the commits that an erasure rewrote: old digest to new."""
+        with self._read() as connection:
+            return replacing.rewritten_commits(connection, erasure)
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
@@ -262,6 +366,12 @@ class Index:
             query = query.where(runs.c[column] == value)
         with self._read() as connection:
             return [_run(row.body, row.status, row.output) for row in connection.execute(query)]
+
+    def interrupt_runs(self) -> int:
+        """Mark every run that is recorded as running as interrupted; for one who knows that none is (see gc)."""
+        with self._write() as connection:
+            change = update(runs).where(runs.c.status == "running").values(status="interrupted")
+            return connection.execute(change).rowcount
 
     def runs_given(self, digest: str) -> list[Run]:
         """Return the runs that had this artifact as an input."""

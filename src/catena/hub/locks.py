@@ -1,7 +1,7 @@
 """Locks between processes. They end with the process that holds them, however it ends.
 
-On one machine: `flock` on a file. With PostgreSQL, where workers may sit on several machines: advisory locks, which end
-with the connection.
+On one machine: `flock` on a file. With a PostgreSQL index also advisory locks, for machines that share a workspace
+folder over a network where `flock` does not reach; they end with the connection.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from catena.core.errors import EnvironmentProblem
 
 
 @contextmanager
@@ -35,7 +38,10 @@ def file_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterato
 
 @contextmanager
 def advisory_lock(engine: Engine, name: str, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """The same by a PostgreSQL session lock whose number is the first 63 bits of the name's SHA-256."""
+    """The same by a PostgreSQL session lock whose number is the first 63 bits of the name's SHA-256.
+
+    Raises `EnvironmentProblem` when the connection that held it is found dead at the end: others may have come in.
+    """
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
     suffix = "_shared" if shared else ""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -48,4 +54,10 @@ def advisory_lock(engine: Engine, name: str, *, shared: bool = False, wait: bool
             yield held
         finally:
             if held:
-                connection.execute(text(f"SELECT pg_advisory_unlock{suffix}(:n)"), {"n": number})
+                try:
+                    connection.execute(text(f"SELECT pg_advisory_unlock{suffix}(:n)"), {"n": number})
+                except DBAPIError as error:
+                    raise EnvironmentProblem(
+                        "the connection to the database was lost while a lock was held",
+                        hint="Run the same command again; what was finished is kept.",
+                    ) from error

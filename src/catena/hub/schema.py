@@ -5,6 +5,9 @@ names       name@1, name@2, ...: which artifact each version of a name is
 tag_moves   every move of every tag, in order: the last one counts, the rest is the change log
 runs        one row for each execution of a stage; `body` is its JSON
 run_inputs  which artifacts each run was given: the edges of lineage, in a form that can be asked backwards
+commits     one row for each commit of a dataset's name; `body` is its JSON, and its SHA-256 the key
+branch_moves  every move of every branch, in order: the last one counts
+erased      rows that must not come back: id, and the keyed hash of their data
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from sqlalchemy import (
 
 from catena.core.errors import WorkspaceTooNew
 
-HEAD = "0001"
+HEAD = "0002"
 
 metadata = MetaData()
 
@@ -78,6 +81,31 @@ run_inputs = Table(
     Column("run", String(40), ForeignKey("runs.id"), primary_key=True),
     Column("input", String(100), primary_key=True),
     Column("digest", String(64), nullable=False, index=True),
+)
+commits = Table(
+    "commits",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("name", String(200), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+)
+branch_moves = Table(
+    "branch_moves",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(200), nullable=False),
+    Column("branch", String(100), nullable=False),
+    Column("commit", String(64), nullable=True),  # null: the branch was removed
+    Column("moved", DateTime(timezone=True), nullable=False),
+    Column("by", String(200), nullable=False, default=""),
+    Index("branch_moves_name_branch", "name", "branch"),
+)
+erased = Table(
+    "erased",
+    metadata,
+    Column("row", String(200), primary_key=True),
+    Column("mark", String(64), primary_key=True),
+    Column("erasure", String(40), nullable=False, index=True),
 )
 
 

@@ -18,12 +18,16 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, overload
+
+from sqlalchemy import URL
 
 from catena.core.errors import DataError, NotFound, UsageError, WorkspaceTooNew, did_you_mean, environment_problem
 from catena.core.types import Artifact, ArtifactBase, DatasetVersion, ModelForm, ModelVersion, Report, Score, Shape
 from catena.hub.datasets import Dataset, DatasetWriter
+from catena.hub.deny import DenyList, deny_key
 from catena.hub.files import FileStore, write_atomically
 from catena.hub.index import Index, make_engine
 from catena.hub.locks import advisory_lock, file_lock
@@ -41,7 +45,7 @@ Kind = TypeVar("Kind", bound=ArtifactBase)
 class Store:
     """An open workspace. Safe for many processes at once, and for being killed at any moment."""
 
-    def __init__(self, root: Path, index_url: str, files_url: str) -> None:
+    def __init__(self, root: Path, index_url: str | URL, files_url: str) -> None:
         self.root = root
         self.index_url = index_url
         self.index = Index(make_engine(index_url))
@@ -56,7 +60,7 @@ class Store:
     @overload
     def resolve(self, ref: str, kind: type[Kind]) -> Kind: ...
     def resolve(self, ref: str, kind: type[ArtifactBase] | None = None) -> ArtifactBase:
-        """Return the artifact of `name`, `name@tag`, `name@version` or a digest prefix (6 digits or more).
+        """Return the artifact of `name`, `name@` version, tag, branch or commit, or of a digest's beginning (6 digits).
 
         Raises `NotFound` with the closest names, or `UsageError` where it is of another kind or ambiguous.
         """
@@ -88,13 +92,21 @@ class Store:
     def _selected(self, name: str, selector: str, versions: dict[int, str]) -> str:
         if selector == "latest":
             return versions[max(versions)]
-        if selector.isdigit() and int(selector) in versions:
+        if selector.isdecimal() and int(selector) in versions:
             return versions[int(selector)]
         tags = {tag: digest for (_, tag), digest in self.index.tags(name).items()}
         if selector in tags:
             return tags[selector]
-        options = [*tags, *(str(number) for number in versions), "latest"]
-        raise NotFound(f"{name!r} has no version or tag {selector!r}", hint=did_you_mean(selector, options))
+        history, branches = self.index.history(name)
+        if selector in branches:
+            return history[branches[selector]].dataset
+        found = [digest for digest in history if DIGEST_PREFIX.fullmatch(selector) and digest.startswith(selector)]
+        if len(found) == 1:
+            return history[found[0]].dataset
+        options = [*tags, *branches, *(str(number) for number in versions), "latest"]
+        raise NotFound(
+            f"{name!r} has no version, tag, branch or commit {selector!r}", hint=did_you_mean(selector, options)
+        )
 
     def latest(self, name: str) -> Artifact | None:
         """Return the newest artifact of a name, or None."""
@@ -120,7 +132,14 @@ class Store:
     def new_dataset(self, shape: Shape, license: str | None = None) -> DatasetWriter:
         """Start a dataset version; use as a context manager and end with `commit`."""
         self.datasets.mkdir(exist_ok=True)
-        return DatasetWriter(self.datasets, shape, license)
+        return DatasetWriter(self.datasets, shape, license, deny=self.denied())
+
+    def denied(self) -> DenyList | None:
+        """Return the rows that were erased and must not come back, if any."""
+        rows = self.index.erased_rows()
+        if not rows:
+            return None
+        return DenyList(frozenset(row for row, _ in rows), frozenset(mark for _, mark in rows), deny_key(self.root))
 
     def put_model(self, folder: Path, form: ModelForm = "full", **facts: Any) -> ModelVersion:
         """Store a finished checkpoint folder; `facts` are further fields of `ModelVersion`."""
@@ -139,7 +158,16 @@ class Store:
         details: Mapping[str, Any] | None = None,
         folder: Path | None = None,
     ) -> Report:
-        """Store a report about `subject`; `folder` holds further files (samples, plots)."""
+        """Store a report about `subject`; `folder` holds further files (samples, plots).
+
+        Raises `DataError` for a score that is no finite number.
+        """
+        for name, score in scores.items():
+            if not all(end is None or isfinite(end) for end in (score.value, score.low, score.high)):
+                raise DataError(
+                    f"the score {name!r} of {suite!r} is no finite number ({score.value})",
+                    hint="The model's weights, or what the scorer returns, may hold NaN or infinity.",
+                )
         files = self.files.put_folder(folder) if folder is not None else ()
         report = Report(
             subject=subject.digest, suite=suite, scores=dict(scores), details=dict(details or {}), files=files
@@ -154,6 +182,8 @@ class Store:
                 f"{tag!r} cannot be a tag",
                 hint="A tag begins with a letter and has letters, digits, '.', '_' and '-'; 'latest' is taken.",
             )
+        if tag in self.index.history(name)[1]:
+            raise UsageError(f"{tag!r} is a branch of {name!r}", hint="Choose another word.")
         if not self.index.versions(name=name):
             raise UsageError(f"{ref!r} is a digest; a tag belongs to a name", hint="Use name@version.")
         self.index.move_tag(name, tag, artifact.digest, by)
@@ -169,9 +199,19 @@ class Store:
 
     def lock(self, name: str, *, shared: bool = False, wait: bool = True) -> AbstractContextManager[bool]:
         """Hold a lock between processes; it ends with the process. Yields False if `wait` is off and it is held."""
-        if self.index.engine.dialect.name == "postgresql":
-            return advisory_lock(self.index.engine, name, shared=shared, wait=wait)
-        return file_lock(self.root / "locks" / f"{name}.lock", shared=shared, wait=wait)
+        local = file_lock(self.root / "locks" / f"{name}.lock", shared=shared, wait=wait)
+        if self.index.engine.dialect.name != "postgresql":
+            return local
+        return self._both(local, advisory_lock(self.index.engine, name, shared=shared, wait=wait))
+
+    @contextmanager
+    def _both(self, local: AbstractContextManager[bool], remote: AbstractContextManager[bool]) -> Iterator[bool]:
+        with local as here, self.index.translated():
+            if not here:
+                yield False
+                return
+            with remote as held:
+                yield held
 
     def workdir(self, key: str) -> Path:
         """Return the folder of the unfinished step with this key."""
@@ -199,14 +239,6 @@ class Store:
         self.index.engine.dispose()
 
 
-def find_workspace(start: Path) -> Path | None:
-    """Return the nearest `.catena` folder at or above `start`, or None."""
-    for folder in (start, *start.parents):
-        if (folder / FOLDER / "workspace.json").exists():
-            return folder / FOLDER
-    return None
-
-
 def init_store(root: Path, *, index_url: str = "", files_url: str = "") -> Store:
     """Make a workspace at `root` (nothing happens to one that is there), and open it."""
     try:
@@ -216,8 +248,10 @@ def init_store(root: Path, *, index_url: str = "", files_url: str = "") -> Store
         with file_lock(root / "locks" / "init.lock"):
             described = root / "workspace.json"
             if not described.exists():
+                _open(root, index_url, files_url).close()  # a workspace that cannot be opened is not described
                 settings = {"format": FORMAT, "index": index_url, "files": files_url}
-                write_atomically(described, json.dumps(settings, indent=2).encode() + b"\n")
+                # The URL of a database may hold a password: for the owner's eyes only.
+                write_atomically(described, json.dumps(settings, indent=2).encode() + b"\n", mode=0o600)
     except OSError as error:
         raise environment_problem(error, root) or error from error
     return open_store(root)
@@ -241,9 +275,12 @@ def open_store(root: Path) -> Store:
             f"the workspace {root} has format {settings['format']}; this Catena knows up to {FORMAT}",
             hint="Install a newer Catena: pip install -U catena-ai",
         )
-    store = Store(
-        root, settings.get("index") or f"sqlite:///{root / 'catena.db'}", settings.get("files") or str(root / "objects")
-    )
+    return _open(root, settings.get("index") or "", settings.get("files") or "")
+
+
+def _open(root: Path, index_url: str, files_url: str) -> Store:
+    sqlite = URL.create("sqlite", database=str(root / "catena.db"))  # a path may hold what a URL's text cannot
+    store = Store(root, index_url or sqlite, files_url or str(root / "objects"))
     try:
         _bring_up_to_date(store)
     except BaseException:

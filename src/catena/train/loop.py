@@ -25,6 +25,8 @@ import torch
 
 from catena.core.errors import DataError, EnvironmentProblem
 from catena.core.stage import Context
+from catena.hub.files import write_atomically
+from catena.models.measure import fastest
 from catena.train.batches import Batch
 from catena.train.checkpoint import load_checkpoint, save_checkpoint
 from catena.train.objectives import next_token_loss
@@ -74,6 +76,7 @@ def train(ctx: Context, model: Any, plan: Plan, config: TrainConfig) -> Counters
     SIGTERM and Ctrl-C leave a checkpoint and raise `KeyboardInterrupt`. Raises `DataError` when the training diverges.
     """
     device = choose_device(config)
+    config = config.model_copy(update={"precision": settle_precision(ctx, config, device)})
     model.to(device).train()
     optimizer = make_optimizer(model, config)
     counters = _resume(ctx, model, optimizer, plan)
@@ -88,7 +91,7 @@ def train(ctx: Context, model: Any, plan: Plan, config: TrainConfig) -> Counters
             _count(counters, batch, loss, norm)
             if batch.curve != LOSS:
                 ctx.events.metric(batch.curve, round(loss, 5), counters.step)
-            progress.advance(loss=round(loss, 4))
+            progress.advance(1, **{batch.curve: round(loss, 4)})
             last = counters.step == plan.steps
             if last or counters.step % config.log_every == 0:
                 _log(ctx, counters, rate, norm, speed)
@@ -163,12 +166,24 @@ def choose_device(config: TrainConfig) -> torch.device:
     return torch.device("cuda" if found and config.device != "cpu" else "cpu")
 
 
+def settle_precision(ctx: Context, config: TrainConfig, device: torch.device) -> str:
+    """Return the number format of products: what the config says, or what this machine measures as faster.
+
+    It is kept in the workdir: a training that goes on must not find another one faster in the middle.
+    """
+    if config.precision != "auto":
+        return config.precision
+    kept = ctx.workdir / "precision"
+    if not kept.exists():
+        write_atomically(kept, str(fastest(device.type)[0]).removeprefix("torch.").encode())
+    return kept.read_text()
+
+
 def precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context in which products are computed in the config's number format; weights stay float32."""
-    wanted = config.precision
-    if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return torch.autocast(device.type, torch.bfloat16) if wanted == "bfloat16" else nullcontext()
+    halves = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    wanted = halves.get(config.precision)
+    return nullcontext() if wanted is None else torch.autocast(device.type, wanted)
 
 
 def _resume(ctx: Context, model: Any, optimizer: torch.optim.Optimizer, plan: Plan) -> Counters:

@@ -9,7 +9,6 @@ changed, and a page whose bytes are the same keeps its row. An unchanged site gi
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -43,6 +42,10 @@ class CrawlConfig(Config):
 
     start: tuple[str, ...] = ()
     """Addresses where the crawl begins; paths such as `/json.html` when `site` is set."""
+    sitemaps: tuple[str, ...] = ()
+    """Addresses of sitemaps (XML, index, text, gzipped); the pages that they name count as start pages."""
+    robots_sitemaps: bool = True
+    """Read also the sitemaps that the robots.txt of a start host names."""
     site: str | None = None
     """A server that Catena starts on loopback for the crawl and stops after it: `pydoc`, or a plugin's."""
     hosts: tuple[str, ...] = ()
@@ -62,7 +65,9 @@ class CrawlConfig(Config):
     media_types: Annotated[tuple[str, ...], Field(min_length=1)] = ("text/html", "application/xhtml+xml", "text/plain")
     """Media types to keep; the body of any other is not downloaded."""
     delay_s: float = Field(0.5, ge=0)
-    """Least time between two requests to one host, in seconds."""
+    """Least time between two requests to one host, in seconds; a Crawl-delay in robots.txt may make it longer."""
+    max_delay_s: float = Field(60.0, ge=0)
+    """Longest Crawl-delay and Retry-After to wait for; pages of a host that asks for more are rejected."""
     concurrency: int = Field(4, ge=1, le=64)
     """Most requests under way at once."""
     timeout_s: float = Field(30.0, gt=0)
@@ -74,11 +79,16 @@ class CrawlConfig(Config):
     license: str | None = None
     """Licence of what is collected, for example an SPDX identifier; rows carry it through the whole chain."""
 
+    def modules(self) -> tuple[str, ...]:
+        """Return where the site lives: a plugin's too. An unknown one is told when the crawl begins."""
+        place = None if self.site is None else SITES.table().get(self.site)
+        return () if place is None else (place.partition(":")[0],)
+
     @model_validator(mode="after")
     def _addresses_make_sense(self) -> CrawlConfig:
-        if self.site is None and not self.start:
-            raise ValueError("give `start` addresses, or a `site`")
-        for address in self.start:
+        if self.site is None and not self.start and not self.sitemaps:
+            raise ValueError("give `start` addresses, `sitemaps`, or a `site`")
+        for address in (*self.start, *self.sitemaps):
             parts = urlsplit(address)
             if self.site is not None and not address.startswith("/"):
                 raise ValueError(f"with `site`, start addresses are paths that begin with '/', not {address!r}")
@@ -102,7 +112,7 @@ def crawl(ctx: Context, cfg: CrawlConfig) -> DatasetVersion:
     records = sorted(spool.records().values(), key=lambda record: record.url)
     if not any(record.outcome in ("page", "not_modified") for record in records):
         # What failed now may work at the next try: nothing of this one is kept.
-        shutil.rmtree(spool.folder)
+        spool.discard()
         raise _nothing_came(records)
     counts: Counter[str] = Counter()
     with ctx.store.new_dataset("media", license=cfg.license) as writer:
@@ -112,7 +122,7 @@ def crawl(ctx: Context, cfg: CrawlConfig) -> DatasetVersion:
         left = spool.left() or 0
         profile = {"left_by_max_pages": left, "unlinked": len(unlinked), "unlinked_first": unlinked[:SHOWN]}
         dataset = writer.commit(rows_in=len(records) - counts["redirected"], profile={"crawl": profile})
-    shutil.rmtree(spool.folder)
+    spool.discard()
     _tell(ctx, counts, left, len(unlinked))
     return dataset
 
@@ -124,15 +134,17 @@ def _job(cfg: CrawlConfig, site: Site | None) -> Job:
     public = site.public if site is not None else ""
     paths = cfg.start or list(site.start if site is not None else ())
     start = [canonical(public + path) for path in paths]
+    sitemaps = [canonical(public + path) for path in cfg.sitemaps]
     only = site.paths() if site is not None else None
     return Job(
         start=start,
-        hosts=sorted({*(host_of(url) for url in start), *cfg.hosts}),
+        sitemaps=sitemaps,
+        hosts=sorted({*(host_of(url) for url in (*start, *sitemaps)), *cfg.hosts}),
         only=None if only is None else sorted(only),
         concurrency=cfg.concurrency if site is None else min(cfg.concurrency, site.concurrency),
         user_agent=f"catena/{__version__}",
         public=public,
-        **cfg.model_dump(mode="json", exclude={"start", "site", "hosts", "concurrency", "license"}),
+        **cfg.model_dump(mode="json", exclude={"start", "sitemaps", "site", "hosts", "concurrency", "license"}),
     )
 
 
@@ -151,8 +163,9 @@ def _open_spool(ctx: Context, job: Job, previous: dict[str, Sample]) -> Spool:
     known = [_as_known(row) for row in previous.values()]
     basis = asdict(job)
     if spool.job() == basis and spool.known() == {record.url: record for record in known}:
+        spool.mend()
         return spool
-    shutil.rmtree(spool.folder, ignore_errors=True)
+    spool.discard()
     spool.folder.mkdir(parents=True)
     if previous:
         latest = ctx.store.resolve(ctx.name, DatasetVersion)

@@ -105,6 +105,12 @@ class Frontier:
                 if self._scope.admits(url):
                     self._add(Visit(url, visit.depth + 1))
 
+    def seed(self, urls: Iterable[str]) -> None:
+        """Take up the pages that a sitemap names; they count as start pages."""
+        for url in urls:
+            if self._scope.admits(url):
+                self._add(Visit(url, 0))
+
     def redirected(self, visit: Visit, target: str) -> str | None:
         """Take up the target of a redirect, or return the reason why it is not followed."""
         chain = (*visit.chain, visit.url)

@@ -13,14 +13,16 @@ import http
 import sys
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from email.message import Message
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import scrapy
 from scrapy import signals
 from scrapy.crawler import AsyncCrawlerProcess, Crawler
+from scrapy.downloadermiddlewares.robotstxt import RobotsTxtMiddleware
 from scrapy.exceptions import (
     CannotResolveHostError,
     DownloadCancelledError,
@@ -35,11 +37,15 @@ from scrapy.http import HtmlResponse, Request, Response, TextResponse
 from scrapy.utils.response import get_base_url
 
 from catena.data.collect.child import end_with_parent
-from catena.data.collect.frontier import Frontier, Scope, Visit, canonical
+from catena.data.collect.client import retry_after
+from catena.data.collect.downloader import LATER, settings_of
+from catena.data.collect.frontier import Frontier, Scope, Visit, canonical, host_of
+from catena.data.collect.sitemap import MAX_BYTES, Sitemap, read_sitemap
 from catena.data.collect.spool import Record, Spool
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 GONE = frozenset({404, 410})
+MAX_SITEMAPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,8 @@ class Job:
     """What is crawled and how; made by the stage, carried by `job.json`."""
 
     start: list[str]
+    sitemaps: list[str]
+    robots_sitemaps: bool
     hosts: list[str]
     allow: list[str]
     deny: list[str]
@@ -58,6 +66,7 @@ class Job:
     max_bytes: int
     media_types: list[str]
     delay_s: float
+    max_delay_s: float
     concurrency: int
     timeout_s: float
     retries: int
@@ -72,17 +81,6 @@ class Job:
         return Frontier(self.start, scope, self.max_depth, self.max_pages, self.max_redirects)
 
 
-class RobotsAnswers:
-    """Downloader middleware: what an error means for robots.txt (RFC 9309): 4xx allows everything, 5xx nothing."""
-
-    def process_response(self, request: Request, response: Response) -> Response:
-        """Replace the body of an error page, which is not a robots file."""
-        if not request.url.endswith("/robots.txt") or response.status < 400:
-            return response
-        body = b"User-agent: *\nDisallow: /\n" if response.status >= 500 else b""
-        return response.replace(status=200, body=body)
-
-
 class PageSpider(scrapy.Spider):  # type: ignore[misc]
     """Fetches wave after wave; holds no more in memory than the bodies under way."""
 
@@ -91,21 +89,30 @@ class PageSpider(scrapy.Spider):  # type: ignore[misc]
     def __init__(self, job: Job, spool: Spool, base: str) -> None:
         super().__init__()
         self.job, self.spool, self.base = job, spool, base
-        self.done = spool.records()
-        self.known = spool.known()
+        self.done = spool.settled()
+        self.known = {url: record for url, record in spool.known().items() if spool.has_body(record.sha256)}
+        self.seen: set[str] = set()
+        """What this try came across, taken from the journal or asked."""
         self.complete = False
         self._slots = asyncio.Semaphore(job.concurrency)
+        self._delays: dict[str, float] = {}
+        """Crawl-delay by host, where robots.txt names one."""
+        self._named: list[str] = []
+        """Sitemaps that robots.txt names."""
+        self._not_before: dict[str, float] = {}
 
     @classmethod
     def from_crawler(cls, crawler: Crawler, *args: Any, **kwargs: Any) -> PageSpider:
         """Connect the check of media types, which has to happen before a body is downloaded."""
         spider: PageSpider = super().from_crawler(crawler, *args, **kwargs)
         crawler.signals.connect(spider.headers_received, signals.headers_received)
+        crawler.signals.connect(spider.robots_parsed, signals.robots_parsed)
         return spider
 
     async def start(self) -> AsyncIterator[Any]:
         """Crawl. Nothing is yielded: requests go straight to the downloader, and results to the spool."""
         frontier = self.job.frontier()
+        await self._read_sitemaps(frontier)
         while wave := frontier.next_wave():
             records = await asyncio.gather(*(self._visit(visit, frontier) for visit in wave))
             # In the order of the wave, not of the answers: see the frontier.
@@ -116,13 +123,66 @@ class PageSpider(scrapy.Spider):  # type: ignore[misc]
                         self.spool.append(replace(record, outcome="reject", reason=reason, detail=record.location))
                 else:
                     frontier.found(visit, record.links)
-        self.spool.finish(frontier.waiting)
+        self.spool.finish(frontier.waiting, self.seen)
         self.complete = True
         nothing: tuple[Request, ...] = ()
         for request in nothing:
             yield request
 
+    async def _read_sitemaps(self, frontier: Frontier) -> None:
+        """Ask every start host's robots.txt first, and take up what the sitemaps name, one after the other."""
+        if self.job.obey_robots and not self.job.public:
+            robots = self.crawler.get_downloader_middleware(RobotsTxtMiddleware)
+            for home in sorted({urljoin(url, "/robots.txt") for url in (*self.job.start, *self.job.sitemaps)}):
+                await robots.robot_parser(Request(home))
+        waiting = [*self.job.sitemaps, *(sorted(self._named) if self.job.robots_sitemaps else ())]
+        asked: set[str] = set()
+        while waiting and len(asked) < MAX_SITEMAPS and frontier.waiting < self.job.max_pages:
+            url = canonical(waiting.pop(0))
+            if url in asked:
+                continue
+            asked.add(url)
+            self.seen.add(url)
+            record, found = await self._sitemap(url)
+            if record is not None:
+                self.spool.append(record)
+            frontier.seed(self._public(page) for page in found.pages)
+            waiting += found.sitemaps
+
+    async def _sitemap(self, url: str) -> tuple[Record | None, Sitemap]:
+        """Return what a sitemap names, or the reject that says why it could not be read."""
+        try:
+            request = Request(self._real(url), meta={"download_maxsize": MAX_BYTES})
+            response = await self.crawler.engine.download_async(request)
+            if not 200 <= response.status < 300:
+                detail = _phrase(response.status)
+                return Record(url, "reject", status=response.status, reason="http_error", detail=detail), Sitemap()
+            return None, read_sitemap(response.body)
+        except ValueError as error:
+            return Record(url, "reject", reason="bad_sitemap", detail=str(error)), Sitemap()
+        except Exception as error:  # noqa: BLE001  as for a page: the journal says how it failed
+            reason, detail = why(error, self.job)
+            return Record(url, "reject", reason=reason, detail=detail), Sitemap()
+
+    def robots_parsed(self, robotparser: Any, request: Request) -> None:
+        """Keep what a robots.txt says beside its rules: the delay it asks for, and its sitemaps."""
+        rules = getattr(robotparser, "rp", None)
+        if rules is None:
+            return
+        self._named += [url for url in rules.sitemaps if url.startswith(("http://", "https://"))]
+        delay = float(rules.crawl_delay(self.job.user_agent.partition("/")[0]) or 0)
+        if delay <= self.job.delay_s:
+            return
+        self._delays[host_of(request.url)] = delay
+        downloader = self.crawler.engine.downloader
+        slot = urlsplit(request.url).hostname or ""
+        # For the slot that is there, and for the one that scrapy makes when this one was idle for a minute.
+        downloader.per_slot_settings[slot] = {"delay": min(delay, self.job.max_delay_s)}
+        if slot in downloader.slots:
+            downloader.slots[slot].delay = min(delay, self.job.max_delay_s)
+
     async def _visit(self, visit: Visit, frontier: Frontier) -> Record:
+        self.seen.add(visit.url)
         async with self._slots:
             record = self.done.get(visit.url)
             if record is None:
@@ -140,13 +200,32 @@ class PageSpider(scrapy.Spider):  # type: ignore[misc]
             headers["If-None-Match"] = known.etag
         if known is not None and known.last_modified:
             headers["If-Modified-Since"] = known.last_modified
-        request = Request(self._real(visit.url), headers=headers, meta={"dont_redirect": True, "page": True})
+        delay = self._delays.get(host_of(visit.url), 0.0)
+        if delay > self.job.max_delay_s:
+            detail = f"robots.txt asks for {delay:g} s between requests, more than max_delay_s"
+            return Record(visit.url, "reject", visit.depth, reason="robots", detail=detail)
         try:
-            response = await self.crawler.engine.download_async(request)
+            response = await self._download(self._real(visit.url), headers)
             return self._answered(visit, response, known)
         except Exception as error:  # noqa: BLE001  a server can fail in any way; the journal says how, the crawl goes on
             reason, detail = why(error, self.job)
             return Record(visit.url, "reject", visit.depth, reason=reason, detail=detail)
+
+    async def _download(self, url: str, headers: dict[str, str]) -> Response:
+        """Ask for a page; when its host says to come back later, nothing of that host is asked before then."""
+        clock, host = asyncio.get_running_loop().time, host_of(url)
+        attempt = 0
+        while True:
+            while (left := self._not_before.get(host, 0.0) - clock()) > 0:
+                await asyncio.sleep(left)
+            request = Request(url, headers=headers, meta={"dont_redirect": True, "page": True}, dont_filter=True)
+            response = await self.crawler.engine.download_async(request)
+            asked = retry_after(_header(response, "Retry-After"), datetime.now(UTC))
+            wait = max(self.job.delay_s, 0.1) * 2**attempt if asked is None else asked
+            if response.status not in LATER or attempt == self.job.retries or wait > self.job.max_delay_s:
+                return response
+            attempt += 1
+            self._not_before[host] = max(self._not_before.get(host, 0.0), clock() + wait)
 
     def _answered(self, visit: Visit, response: Response, known: Record | None) -> Record:
         status = response.status
@@ -259,30 +338,6 @@ def _header(response: Response, name: str) -> str:
 def _phrase(status: int) -> str:
     known = {item.value: item.phrase for item in http.HTTPStatus}
     return f"{status} {known.get(status, '')}".strip()
-
-
-def settings_of(job: Job) -> dict[str, Any]:
-    """Return scrapy's settings for a job."""
-    return {
-        "USER_AGENT": job.user_agent,
-        "ROBOTSTXT_OBEY": job.obey_robots,
-        "ROBOTSTXT_USER_AGENT": job.user_agent.partition("/")[0],
-        "DOWNLOADER_MIDDLEWARES": {RobotsAnswers: 500},
-        "DOWNLOAD_DELAY": job.delay_s,
-        "RANDOMIZE_DOWNLOAD_DELAY": False,
-        "CONCURRENT_REQUESTS": job.concurrency,
-        "CONCURRENT_REQUESTS_PER_DOMAIN": job.concurrency,
-        "DOWNLOAD_TIMEOUT": job.timeout_s,
-        "DOWNLOAD_MAXSIZE": job.max_bytes,
-        "DOWNLOAD_WARNSIZE": 0,
-        "REDIRECT_MAX_TIMES": job.max_redirects,  # of robots.txt; pages are redirected by the frontier
-        "RETRY_TIMES": job.retries,
-        "METAREFRESH_ENABLED": False,
-        "COOKIES_ENABLED": False,
-        "TELNETCONSOLE_ENABLED": False,
-        "HTTPPROXY_ENABLED": not job.public,
-        "LOG_LEVEL": "WARNING",
-    }
 
 
 def main(arguments: Iterable[str]) -> int:

@@ -12,7 +12,8 @@ A body is written before its line. Parent and child both read here; only the chi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +82,10 @@ class Spool:
         """Return every address that is done with; a last line cut short and bodies that are not whole do not count."""
         return {record.url: record for record in _read_lines(self._journal) if self._sound(record)}
 
+    def settled(self) -> dict[str, Record]:
+        """Return the addresses that a crawl which goes on does not ask again: those that did not fail in passing."""
+        return {url: record for url, record in self.records().items() if record.reason not in PASSING}
+
     def _sound(self, record: Record) -> bool:
         if record.outcome not in ("page", "not_modified"):
             return True
@@ -108,14 +113,39 @@ class Spool:
         """Return a body."""
         return (self._bodies / digest).read_bytes()
 
-    def finish(self, left: int) -> None:
-        """Say that the crawl is complete, and how many known addresses `max_pages` left out."""
+    def has_body(self, digest: str) -> bool:
+        """Tell whether a body is here."""
+        return bool(digest) and (self._bodies / digest).exists()
+
+    def finish(self, left: int, seen: Container[str] | None = None) -> None:
+        """Say that the crawl is complete, and how many known addresses `max_pages` left out.
+
+        Of the journal stays what was `seen`: an earlier try, whose failures hid links, may have gone other ways.
+        """
+        if seen is not None:
+            kept = {record.url: record for record in _read_lines(self._journal) if record.url in seen}
+            lines = "".join(json.dumps(asdict(record)) + "\n" for record in kept.values())
+            write_atomically(self._journal, lines.encode())
         write_atomically(self.folder / "done.json", json.dumps({"left": left}).encode())
 
     def left(self) -> int | None:
         """Return what `finish` was given, or None while the crawl is not complete."""
         path = self.folder / "done.json"
         return int(json.loads(path.read_text())["left"]) if path.exists() else None
+
+    def mend(self) -> None:
+        """Take the crawl for incomplete where a body is missing that the journal speaks of."""
+        if self.left() is not None and {record.url for record in _read_lines(self._journal)} != self.records().keys():
+            (self.folder / "done.json").unlink()
+
+    def discard(self) -> None:
+        """Remove everything: first what makes the folder look complete, then what makes it look like one to go on in.
+
+        A kill on the way leaves either nothing that is taken up again, or something from which no body is missing.
+        """
+        for name in ("done.json", "job.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _ends_a_line(path: Path) -> bool:

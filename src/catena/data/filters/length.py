@@ -1,4 +1,8 @@
-"""Too short, or too long, to learn from."""
+"""Too short, or too long, to learn from.
+
+50 to 2,048 words are what a supervised set is cut to; Gopher's own limits are 50 and 100,000. There is no upper limit
+unless one is asked for: a long document is packed into pieces for pretraining, and loses nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,9 @@ from catena.data.words import words_of
 class Length(Config):
     """Keep documents of a sensible length; each Han, kana or hangul character counts as one word."""
 
-    min_tokens: int = Field(50, ge=0)
+    min_tokens: int = Field(default=50, ge=0)
     """Fewest words (characters, in Chinese, Japanese and Korean)."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     """Most words; no limit if absent."""
 
     @model_validator(mode="after")

@@ -22,19 +22,19 @@ BULLETS = ("-", "*", "•", "‣", "●", "·")
 class Quality(Config):
     """Drop what does not read like prose: symbols, bullets, endless words, no function words."""
 
-    min_word_length: float = Field(3.0, ge=0)
+    min_word_length: float = Field(default=3.0, ge=0)
     """Least mean length of a word, in characters (not asked of CJK text)."""
-    max_word_length: float = Field(10.0, gt=0)
+    max_word_length: float = Field(default=10.0, gt=0)
     """Greatest mean length of a word, in characters (not asked of CJK text)."""
-    max_symbol_ratio: float = Field(0.1, ge=0)
+    max_symbol_ratio: float = Field(default=0.1, ge=0)
     """Most `#` and `...` for each word."""
-    max_bullet_lines: float = Field(0.9, ge=0, le=1)
+    max_bullet_lines: float = Field(default=0.9, ge=0, le=1)
     """Largest share of lines that begin with a bullet."""
-    max_ellipsis_lines: float = Field(0.3, ge=0, le=1)
+    max_ellipsis_lines: float = Field(default=0.3, ge=0, le=1)
     """Largest share of lines that end with an ellipsis."""
-    min_alphabetic_words: float = Field(0.8, ge=0, le=1)
+    min_alphabetic_words: float = Field(default=0.8, ge=0, le=1)
     """Least share of words with a letter in them (not asked of CJK text)."""
-    min_stop_words: int = Field(2, ge=0, le=len(STOP_WORDS))
+    min_stop_words: int = Field(default=2, ge=0, le=len(STOP_WORDS))
     """How many of the, be, to, of, and, that, have, with must occur (not asked of CJK text)."""
 
     def reason(self, sample: Sample) -> str | None:

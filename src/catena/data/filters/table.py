@@ -17,6 +17,9 @@ from catena.core.sample import Sample
 FILTERS = Registry(
     "filter",
     {
+        "c4": "catena.data.filters.c4:C4",
+        "fineweb": "catena.data.filters.fineweb:FineWeb",
+        "languages": "catena.data.filters.languages:Languages",
         "length": "catena.data.filters.length:Length",
         "quality": "catena.data.filters.quality:Quality",
         "repetition": "catena.data.filters.repetition:Repetition",

@@ -1,0 +1,100 @@
+"""`catena data erase | erased`: take rows out of every version, with proof; and the list of what was erased."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from catena.cli.data import Author, Name, who
+from catena.cli.session import Session, session_of
+
+
+def erase(
+    context: typer.Context,
+    name: Name,
+    id: Annotated[
+        list[str] | None, typer.Option("--id", metavar="ID", help="A row's `_id`; may be given often.")
+    ] = None,
+    where: Annotated[str, typer.Option(metavar="FIELD=VALUE", help="All rows with this value, in any version.")] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept in the tombstone.")] = "",
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Also what the rows were made from, and all made of that.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be erased.")] = False,
+    author: Author = "",
+) -> None:
+    """Erase rows, and all that was made from them, from every version, branch and tag of the workspace. For good."""
+    from catena.core.events import Events
+    from catena.hub.erase import erase
+
+    session = session_of(context)
+    with session.open() as workspace, session.out.progress() as listeners:
+        done = erase(
+            workspace.store,
+            name,
+            ids=id or (),
+            where=where,
+            reason=reason,
+            by=who(author),
+            sources=sources,
+            dry_run=dry_run,
+            events=Events(listeners=listeners),
+        )
+    shown = done.model_dump(mode="json")
+    if session.out.json:
+        session.out.value({**shown, "dry_run": dry_run})
+    else:
+        _say(session, shown, dry_run)
+
+
+def _say(session: Session, done: dict[str, Any], dry_run: bool) -> None:
+    fields = {
+        "would erase" if dry_run else "erased": f"{len(done['rows'])} rows ({done['asked']} asked for)",
+        "tables": len(done["tables"]),
+    }
+    after = done["proof"].get("after", {})
+    if not dry_run:
+        fields |= {
+            "datasets": f"{len(done['datasets'])} rewritten",
+            "commits": f"{len(done['commits'])} rewritten and signed",
+            "destroyed": f"{done['files']} files, {done['bytes']:,} bytes",
+            "proof": f"{after['files']} files, {after['bytes']:,} bytes searched, raw and decoded: "
+            f"{after['ids_found']} ids, {after['pieces_found']} of {after['pieces_sought']} pieces of text found",
+            "tombstone": f"erasures/{done['id']}.json",
+        }
+    session.out.fields({**fields, "retrain": ", ".join(done["retrain"])})
+    for row in after.get("also_in_rows", ()):
+        session.out.note(f"the row {row} holds pieces of the same text; erase it too if it is of the same person")
+    for path in done["elsewhere"]:
+        session.out.note(f"not a dataset, and not touched: {path} holds pieces of it")
+
+
+def erased(context: typer.Context) -> None:
+    """List what was erased, and whether each tombstone's signature holds."""
+    from catena.hub.erase import tombstones
+
+    session = session_of(context)
+    with session.open() as workspace:
+        found = tombstones(workspace.store)
+    if session.out.json:
+        session.out.value([{**item.model_dump(mode="json"), "valid": valid} for item, valid in found])
+        return
+    rows = [
+        (item.id, item.time[:19], item.name, len(item.rows), item.by, item.reason, "yes" if valid else "NO")
+        for item, valid in found
+    ]
+    session.out.table(
+        ("erasure", "time", "name", "rows", "by", "reason", "signature holds"), rows, empty="nothing was erased"
+    )
+
+
+COMMANDS = (
+    (
+        "erase",
+        erase,
+        "  catena data erase pages --id 3f2a... --reason 'asked by the person'\n"
+        "  catena data erase pages --where _source=https://example.org/ada --dry-run",
+    ),
+    ("erased", erased, "  catena data erased --json"),
+)

@@ -1,0 +1,1 @@
+"""Formats: files of any kind become pieces (rows and rejects), each read in a child process with limits."""

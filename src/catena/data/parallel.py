@@ -1,0 +1,139 @@
+"""`data.align_parallel`: two datasets of documents that translate each other become examples, sentence by sentence.
+
+Documents are paired by a key of their metadata, or by their order; sentences are aligned as `bitext` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from pydantic import Field
+
+from catena.core.config import Config
+from catena.core.errors import DataError
+from catena.core.sample import Sample, sample_id
+from catena.core.stage import Context, stage
+from catena.core.types import DatasetVersion
+from catena.data.bitext import Bead, Lexicon, align, learn_lexicon
+from catena.data.sentences import sentences
+
+LEARNED = 20_000
+"""Pairs of sentences that the lexicon is learned from at most, and at least: of fewer, chance would be learned."""
+FEWEST = 50
+
+
+class AlignParallelConfig(Config):
+    pair_by: str = ""
+    """Key of the metadata that a document and its translation have in common; their order in both datasets if empty."""
+    min_score: float = Field(0.1, ge=0, le=1)
+    """Pairs with a lower score (lengths, and words if a lexicon is learned) are kept back as `misaligned`."""
+    lexicon: bool = True
+    """Align twice, the second time with the words that the first time put together."""
+    max_sentences: int = Field(5000, ge=1)
+    """Documents with more sentences are kept back as `too_long`."""
+
+
+def sentences_of(sample: Sample) -> list[str]:
+    """Return a document's sentences: the list under metadata.sentences, or the text cut at its full stops and lines."""
+    given = sample.metadata.get("sentences")
+    return [str(sentence) for sentence in given] if isinstance(given, list) else sentences(sample.text)
+
+
+def paired(source: list[Sample], target: list[Sample], key: str) -> Iterator[tuple[Sample | None, Sample | None]]:
+    """Yield each source document with its translation, then translations without a source; None for what is missing."""
+    if not key:
+        longest = max(len(source), len(target))
+        for place in range(longest):
+            yield (source[place] if place < len(source) else None, target[place] if place < len(target) else None)
+        return
+    waiting = {str(sample.metadata[key]): sample for sample in target if key in sample.metadata}
+    for sample in source:
+        yield sample, waiting.pop(str(sample.metadata[key]), None) if key in sample.metadata else None
+    left = {sample.id for sample in waiting.values()}
+    yield from ((None, sample) for sample in target if sample.id in left or key not in sample.metadata)
+
+
+def license_of(first: str | None, second: str | None) -> str | None:
+    """Return the licence of what is made of two things: both, or unknown where either is."""
+    return first if first == second else f"{first} AND {second}" if first and second else None
+
+
+def example(source: Sample, target: Sample, bead: Bead, texts: tuple[str, str]) -> Sample:
+    """Return the example of one bead; both documents are its parents."""
+    metadata: dict[str, Any] = {
+        "score": bead.score,
+        "bead": f"{bead.first_end - bead.first}-{bead.second_end - bead.second}",
+        "source_sentence": bead.first,
+        "target_sentence": bead.second,
+    }
+    return Sample(
+        id=sample_id(source.id, target.id, bead.first, bead.second),
+        data={"input": texts[0], "output": texts[1]},
+        metadata=metadata,
+        source=source.source,
+        license=license_of(source.license, target.license),
+        parents=(source.id, target.id),
+        split=source.split,
+    )
+
+
+def texts_of(bead: Bead, first: list[str], second: list[str]) -> tuple[str, str]:
+    """Return the two texts of a bead."""
+    return " ".join(first[bead.first : bead.first_end]), " ".join(second[bead.second : bead.second_end])
+
+
+Pair = tuple[Sample, Sample, list[str], list[str]]
+
+
+@stage("data.align_parallel")
+def align_parallel(
+    ctx: Context, cfg: AlignParallelConfig, *, source: DatasetVersion, target: DatasetVersion
+) -> DatasetVersion:
+    """Align the sentences of documents and their translations; pairs become examples, the rest is kept back."""
+    left, right = list(ctx.store.open_dataset(source).samples()), list(ctx.store.open_dataset(target).samples())
+    pairs: list[Pair] = []
+    with ctx.store.new_dataset("example", license=license_of(source.license, target.license)) as out:
+        for first, second in paired(left, right, cfg.pair_by):
+            if first is None or second is None:
+                lonely = first or second
+                assert lonely is not None
+                out.reject(lonely, "no_translation", cfg.pair_by or "order", shape="document")
+                continue
+            cut = sentences_of(first), sentences_of(second)
+            if max(map(len, cut)) > cfg.max_sentences:
+                out.reject(first, "too_long", f"{max(map(len, cut))} sentences", shape="document")
+                continue
+            pairs.append((first, second, *cut))
+        if not pairs:
+            raise DataError("no document has its translation in the other dataset", hint="See `pair_by`.")
+        ratio = sum(len("".join(pair[3])) for pair in pairs) / max(1, sum(len("".join(pair[2])) for pair in pairs))
+        lexicon = _lexicon_of(pairs, ratio) if cfg.lexicon else None
+        beads = 0
+        for one, other, given, translated in ctx.progress("Align", len(pairs), "documents").over(pairs):
+            for bead in align(given, translated, lexicon, ratio):
+                beads += 1
+                made = example(one, other, bead, texts_of(bead, given, translated))
+                rest = replace(made, data={"text": "\n".join(filter(None, made.data.values()))})
+                if not made.data["input"] or not made.data["output"]:
+                    out.reject(rest, "unaligned", made.metadata["bead"], shape="document")
+                elif bead.score < cfg.min_score:
+                    out.reject(rest, "misaligned", f"score {bead.score:.4f}", shape="document")
+                else:
+                    out.add(made)
+        facts = {"documents": len(pairs), "beads": beads, "length_ratio": round(ratio, 4)}
+        return out.commit(profile={"alignment": facts})
+
+
+def _lexicon_of(pairs: list[Pair], ratio: float) -> Lexicon | None:
+    """Learn words from the pairs of one sentence each that lengths alone put together."""
+    sure = (
+        texts_of(bead, first, second)
+        for _, _, first, second in pairs
+        for bead in align(first, second, None, ratio)
+        if bead.first_end - bead.first == bead.second_end - bead.second == 1
+    )
+    learned = list(islice(sure, LEARNED))
+    return learn_lexicon(learned) if len(learned) >= FEWEST else None
