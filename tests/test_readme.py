@@ -13,7 +13,7 @@ import pytest
 
 import catena as c
 from catena.flow.run import RecipeRun
-from tests.chain import ROOT, SMALL, Chain
+from tests.chain import RECIPE, ROOT, SMALL, Chain
 
 pytestmark = [pytest.mark.chain, pytest.mark.xdist_group("chain")]
 
@@ -64,8 +64,9 @@ def test_the_python_of_the_readme_runs(
 
     monkeypatch.setattr(c.Workspace, "run", small)
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("CATENA_WORKSPACE", str(chain.workspace))
     (body,) = blocks(name, "python")
-    exec(body.replace("c.open()", f"c.open({str(chain.workspace)!r})"), {})
+    exec(body, {})
     assert capsys.readouterr().out.strip()
 
 
@@ -85,3 +86,13 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
     (tree,) = [body for body in blocks("README.md", "") if "src/" in body]
     folders = {path.parent.name for path in Path(ROOT / "src" / "catena").glob("*/__init__.py")}
     assert set(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE)) == folders
+
+
+def test_every_value_that_an_example_sets_is_one_that_the_recipe_has() -> None:
+    texts = [(ROOT / name).read_text() for name in ("README.md", "README.zh.md")]
+    for command in ("run", "plan"):
+        asked = [sys.executable, "-m", "catena", command, "--help"]
+        texts.append(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+    assignments = re.findall(r"--set ([a-z0-9-]+\.[a-z_.]+=\S+)", "\n".join(texts))
+    assert len(assignments) >= 3
+    c.load_recipe(RECIPE, overrides=assignments)

@@ -106,6 +106,8 @@ class Workspace:
         *,
         name: str | None = None,
         seed: int = 0,
+        refresh: bool = False,
+        on: str = "local",
         listeners: Iterable[Listener] = (),
     ) -> Artifact:
         """Run one stage on stored things; the same as a recipe of one step."""
@@ -114,7 +116,8 @@ class Workspace:
         if name:
             step["name"] = name
         source = Source(f"catena do {stage}", "", {"name": "do", "seed": seed, "steps": {key: step}})
-        return run_recipe(self.store, check_recipe(source, store=self.store), listeners=listeners).outputs[key]
+        recipe = check_recipe(source, store=self.store)
+        return run_recipe(self.store, recipe, refresh=refresh, listeners=listeners, on=on).outputs[key]
 
     def resolve(self, ref: str) -> Artifact:
         """Return the artifact of a reference: `name`, `name@tag`, `name@version`, or a digest prefix."""

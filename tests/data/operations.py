@@ -38,7 +38,8 @@ def die_once(shard: Shard, cfg: Config, folder: Path) -> None:
 
 
 def die_always(shard: Shard, cfg: Config, folder: Path) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    if not shard.start:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def refuse(shard: Shard, cfg: Config, folder: Path) -> None:

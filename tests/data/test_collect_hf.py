@@ -149,6 +149,9 @@ def test_bad_rows_and_bad_files_are_rejects(context: Context, tmp_path: Path) ->
     kept = texts(context, version)
     assert kept[:2] == ["good", "x"]
     assert {"after", "bom", "fine"} <= set(kept)
+    (tmp_path / "corpus" / "b.parquet").unlink()
+    later = collect(context, "data.collect_hf", folder=str(tmp_path / "corpus"), max_row_bytes=2000)
+    assert "b.parquet:" not in reasons(context, later)
 
 
 def hub(files: dict[str, bytes], state: dict[str, Any]) -> Any:

@@ -20,6 +20,9 @@ from catena.serve.server import background
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "你好, what does it do?"}]}
 
 
+JSON = {"content-type": "application/json"}
+
+
 def eventually(condition: Callable[[], bool]) -> None:
     """Wait for something that another thread does."""
     end = time.monotonic() + 20
@@ -30,7 +33,13 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 def post(url: str, body: Any, **options: Any) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(f"{url}/v1/chat/completions", content=content, timeout=30, **options)
+    return httpx.post(f"{url}/v1/chat/completions", content=content, timeout=30, **{"headers": JSON, **options})
+
+
+def head(host: str, length: int) -> bytes:
+    """The beginning of a request to the chat, as it goes over the wire."""
+    lines = ("POST /v1/chat/completions HTTP/1.1", f"host: {host}", "content-type: application/json")
+    return "\r\n".join([*lines, f"content-length: {length}", "\r\n"]).encode()
 
 
 def before_each_step(engine: Engine, act: Callable[[], object]) -> None:
@@ -260,7 +269,7 @@ def test_a_long_body_in_pieces_is_refused_as_well(url: str) -> None:
         for _ in range(40):
             yield b"x" * 65536
 
-    response = httpx.post(f"{url}/v1/chat/completions", content=pieces(), timeout=30)
+    response = httpx.post(f"{url}/v1/chat/completions", content=pieces(), timeout=30, headers=JSON)
     assert response.status_code == 413
 
 
@@ -298,8 +307,7 @@ def test_a_client_that_goes_away_while_it_waits_frees_its_place(engine_of: Calla
         parts = urlsplit(url)
         body = json.dumps({**ASK, "max_tokens": 200}).encode()
         with socket.create_connection((parts.hostname, parts.port)) as connection:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-            connection.sendall(head.encode() + body)
+            connection.sendall(head(parts.netloc, len(body)) + body)
             eventually(lambda: engine.stats()["running"] == 1)
         time.sleep(0.1)
         gate.set()

@@ -128,8 +128,7 @@ def held_in(sentences: Iterable[str], documents: Iterable[Sample]) -> set[str]:
     """Return those of `sentences` (on one line each) that stand word for word in a document, however it is wrapped.
 
     The beginnings of all sentences are looked up at each place of a document at once; only what is found so is compared
-    whole: 2500 sentences and 70 documents of 20 KB take a quarter of a second, and one search for each takes ten times
-    as long.
+    whole: 2500 sentences and 70 documents of 20 KB take 0.35 s so, and 2.3 s with one search for each.
     """
     left = set(sentences)
     width = min((len(sentence) for sentence in left), default=0)

@@ -55,6 +55,9 @@ def run_local(shards: Sequence[Shard], workers: int, finished: Finished) -> None
     try:
         for worker in team:
             worker.join()
+    except BaseException as error:
+        problems.append(error)  # so that no worker is started again
+        raise
     finally:
         for worker in team:
             worker.stop()
@@ -87,6 +90,8 @@ class _Worker(threading.Thread):
 
     def _do(self, shard: Shard) -> None:
         for _ in range(ATTEMPTS):
+            if self._problems:
+                raise self._problems[0]
             process = self._process = self._process or _start()
             stdin, stdout = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
             try:

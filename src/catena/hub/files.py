@@ -133,28 +133,31 @@ class FileStore:
 
         Raises `IntegrityError`, which names the file, when bytes are not what was stored.
         """
-        if not folder.exists():
-            temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                for file in files:
-                    self._lay(file, temporary / inside(file.path))
-                temporary.mkdir(parents=True, exist_ok=True)
-                try:
-                    temporary.rename(folder)
-                except OSError:
-                    if not folder.exists():  # another process was faster: its folder is as good
-                        raise
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        for file in files:
-            path = folder / inside(file.path)
-            if not path.exists() or sha256_of_file(path) != file.sha256:
-                shutil.rmtree(folder, ignore_errors=True)  # links only; the stored bytes stay for `catena fsck` to show
-                raise IntegrityError(
-                    f"the stored file {file.path} ({file.sha256[:12]}) is damaged",
-                    hint="`catena fsck` lists what is affected, `catena fsck --forget` lets the next run mend it.",
-                )
+        if not folder.exists() or _spoilt(files, folder):
+            shutil.rmtree(folder, ignore_errors=True)  # somebody wrote into it, or it is a copy on a bad disk
+            self._lay_out(files, folder)
+        spoilt = _spoilt(files, folder)
+        if spoilt is not None:
+            shutil.rmtree(folder, ignore_errors=True)  # links only; the stored bytes stay for `catena fsck` to show
+            raise IntegrityError(
+                f"the stored file {spoilt.path} ({spoilt.sha256[:12]}) is damaged",
+                hint="`catena fsck` lists what is affected, `catena fsck --forget` lets the next run mend it.",
+            )
         return folder
+
+    def _lay_out(self, files: tuple[File, ...], folder: Path) -> None:
+        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            temporary.mkdir(parents=True)
+            for file in files:
+                self._lay(file, temporary / inside(file.path))
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.exists():  # another process was faster: its folder is as good
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _lay(self, file: File, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -188,3 +191,12 @@ def inside(path: str) -> PurePosixPath:
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or not pure.parts:
         raise DataError(f"{path!r} is not a path inside an artifact", hint="Absolute paths and '..' are refused.")
     return pure
+
+
+def _spoilt(files: tuple[File, ...], folder: Path) -> File | None:
+    """Return the first file of a checkout that is not what was stored."""
+    for file in files:
+        path = folder / inside(file.path)
+        if not path.exists() or sha256_of_file(path) != file.sha256:
+            return file
+    return None

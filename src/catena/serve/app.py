@@ -4,6 +4,8 @@ POST /v1/chat/completions     serve/openai.py
 GET  /v1/models, /v1/models/{id}
 GET  /health                  200 while every engine lives, 503 otherwise
 GET  /metrics                 serve/metrics.py
+
+In front of all of them: serve/hosts.py.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -21,6 +24,7 @@ from catena.core.errors import did_you_mean
 from catena.core.generate import StreamingGenerator
 from catena.serve import metrics
 from catena.serve.errors import http_exception, refuse, unexpected
+from catena.serve.hosts import LoopbackHosts
 from catena.serve.openai import Chat, ServeConfig
 from catena.serve.wire import model_body
 
@@ -35,7 +39,8 @@ def build_app(
 
     `fingerprints` maps a name to its model's digest; the first 12 digits go into every answer.
     """
-    chat = Chat(models, fingerprints or {}, config or ServeConfig())
+    settings = config or ServeConfig()
+    chat = Chat(models, fingerprints or {}, settings)
     created = int(time.time())
 
     async def list_models(request: Request) -> Response:
@@ -65,5 +70,6 @@ def build_app(
             Route("/health", health),
             Route("/metrics", show_metrics),
         ],
+        middleware=[Middleware(LoopbackHosts, names=settings.hosts)],
         exception_handlers={HTTPException: http_exception, Exception: unexpected},
     )

@@ -23,9 +23,10 @@ def answer_to(error: Exception) -> Response:
 
 
 def refuse(status: int, message: str, *, param: str | None = None, code: str | None = None) -> Response:
-    """Return an error response with a status; 429 and 503 say when to come back."""
+    """Return an error response with a status; 429 and 503 say when to come back, 408 ends the connection."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     headers = {"retry-after": str(RETRY_AFTER_S)} if status in (429, 503) else {}
+    headers |= {"connection": "close"} if status == 408 else {}
     return JSONResponse(error_body(message, kind, param=param, code=code), status, headers)
 
 

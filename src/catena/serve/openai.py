@@ -41,6 +41,10 @@ class ServeConfig(Config):
     """Length of an answer where the request does not say it; never more than the model's context."""
     temperature: float = Field(default=1.0, ge=0)
     """Where the request does not say it; 1 is what the OpenAI schema says."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest time for a request's body to arrive, in seconds."""
+    hosts: tuple[str, ...] = ()
+    """Further names (without port) that a server on loopback answers to, for example that of a proxy before it."""
 
 
 @dataclass(slots=True)
@@ -77,7 +81,7 @@ class Chat:
         model, status = "", 499
         self.counters.in_flight += 1
         try:
-            request = parse_chat(decode(await read_body(scope, receive, self._config.max_body_bytes)))
+            request = parse_chat(decode(await self._body(scope, receive)))
             generator = self._generator(request.model)
             model = request.model
             await self._answer(request, generator, reply)
@@ -94,6 +98,17 @@ class Chat:
         finally:
             self.counters.in_flight -= 1
             self.counters.count(model, status)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """Return the body; raises `WireError` 415 for one that is not JSON, 408 for one that does not arrive, or 413."""
+        require_json(scope)
+        seconds = self._config.body_timeout_s
+        try:
+            async with asyncio.timeout(seconds):
+                return await read_body(scope, receive, self._config.max_body_bytes)
+        except TimeoutError as error:
+            message = f"the body did not arrive within {seconds:g} s"
+            raise WireError(message, code="request_timeout", status=408) from error
 
     def _generator(self, name: str) -> StreamingGenerator:
         if name not in self._models:
@@ -206,6 +221,14 @@ def _good(completion: Completion) -> Completion:
     if completion.finish_reason in ("error", "cancelled"):
         raise CatenaError("the engine stopped before the answer was complete")
     return completion
+
+
+def require_json(scope: Scope) -> None:
+    """Raise `WireError` 415 unless a body is declared as JSON: any other type a web page may send without asking."""
+    given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"content-type"]
+    if [value.partition(";")[0].strip().lower() for value in given] != ["application/json"]:
+        message = f"the content type must be application/json, not {', '.join(given) or 'absent'}"
+        raise WireError(message, code="unsupported_media_type", status=415)
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from catena.core.errors import EnvironmentProblem, NotWritable, PortInUse, UsageError
+from catena.serve.hosts import BOUND
 
 GRACE_S = 30
 BACKLOG = 2048
@@ -79,7 +80,7 @@ def serve(
 
     A second SIGINT ends at once. `on_ready` gets the URL when requests are taken. Call it from the main thread.
     """
-    server = _Server(_config(app, grace_seconds), listener, on_ready)
+    server = _Server(_config(app, listener, grace_seconds), listener, on_ready)
     signals = (signal.SIGTERM, signal.SIGINT)
     previous = [signal.signal(one, server.handle_exit) for one in signals]
     try:
@@ -96,7 +97,7 @@ def background(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, grace_se
     listener = listen(host, port)
     ready = threading.Event()
     failure: list[BaseException] = []
-    server = _Server(_config(app, grace_seconds), listener, lambda url: ready.set())
+    server = _Server(_config(app, listener, grace_seconds), listener, lambda url: ready.set())
 
     def run() -> None:
         try:
@@ -118,9 +119,15 @@ def background(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, grace_se
         listener.close()
 
 
-def _config(app: ASGIApp, grace_seconds: int) -> uvicorn.Config:
+def _config(app: ASGIApp, listener: socket.socket, grace_seconds: int) -> uvicorn.Config:
+    bound = listener.getsockname()[0]
+
+    async def told(scope: Scope, receive: Receive, send: Send) -> None:
+        # A connection to 127.0.0.1 may be one to 0.0.0.0: only the listener knows.
+        await app({**scope, BOUND: bound}, receive, send)
+
     return uvicorn.Config(
-        app,
+        told,
         loop="asyncio",
         http="httptools",
         ws="none",

@@ -252,7 +252,8 @@ class HfConnector:
         except BadFile as problem:
             # The rows before the damage stay.
             source = self.place.source(file.path)
-            verdict = Item(whole, "reject", source=source, reason=problem.reason, detail=str(problem))
+            facts = {"file": file.path}
+            verdict = Item(whole, "reject", {}, facts, source, reason=problem.reason, detail=str(problem))
         read[file.path] = {"mark": file.mark, "rows": row}
         yield (verdict,), {"read": read, "file": "", "row": 0}
 
@@ -281,9 +282,8 @@ class HfConnector:
         files, rows = past.known("file"), past.known("row")
         for key, path in files.items():
             row = rows[key]
-            if path is None or row is None:
-                continue
-            if path not in there or (not self.cfg.id and row >= read[path]["rows"]):
+            shorter = row is not None and not self.cfg.id and path in there and row >= read[path]["rows"]
+            if path not in there or shorter:
                 yield Item(key, "gone")
 
 
