@@ -6,8 +6,8 @@ Input: pages in a site's frame; their paragraphs are real prose from the documen
 and the installed packages, some pages are near-copies, some are lists, some hold made-up mail addresses and telephone
 numbers. Both take the main text out, apply the rules of Gopher, C4 and FineWeb, mask personal data (datatrove: mail and
 IP; Catena: also telephones, identity, card and account numbers) and remove near-duplicates by MinHash. Speed is
-megabytes of HTML for each second of a processor (user and system, children included). Language identification and Unicode
-repair are told apart and are not in the ratio: datatrove's language model is a download, and it has no repair step.
+megabytes of HTML for each second of a processor (user and system, children included). Language identification and
+Unicode repair are told apart and are not in the ratio: datatrove's language model is a download, and it has no repair.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def processor_seconds() -> float:
 def run_catena(folder: Path, work: Path) -> None:
     """Run the recipe and print what each part took: the work of a child process."""
     store = init_store(work / ".catena")
-    used, told, rows = processor_seconds(), {"extract": 0.0}, {}
+    used = processor_seconds()
+    told: dict[str, float] = {}
+    rows: dict[str, Any] = {}
     with store.new_dataset("media") as out, (folder / "pages.jsonl").open(encoding="utf-8") as stream:
         for line in stream:
             row = json.loads(line)
@@ -158,7 +160,7 @@ def peer_python(cache: Path) -> Path:
 def child(command: list[str]) -> dict[str, Any]:
     """Run a contestant with one thread; returns the JSON of its last line."""
     alone = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")}
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, env=alone)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     if done.returncode:
         raise SystemExit(f"{command} failed:\n{done.stderr[-3000:]}")
     told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -174,7 +176,8 @@ def main() -> None:
     parser.add_argument("--contestant", nargs=2, type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.contestant:
-        return run_catena(*asked.contestant)
+        run_catena(*asked.contestant)
+        return
     with tempfile.TemporaryDirectory(prefix="catena-cleaning-") as name:
         folder, ours, theirs = (Path(name) / part for part in ("input", "catena", "datatrove"))
         for path in (folder, ours, theirs):
@@ -210,7 +213,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-DATA_JUICER = "not run"
+DATA_JUICER = "installs beside neither of the two; not measured"
 
 
 def show(result: dict[str, Any]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from catena.core.errors import DataError, NotFound, UsageError
 from catena.core.sample import Sample, sample_id
 from catena.core.types import DatasetVersion
-from catena.hub import fsck, versions
+from catena.hub import fsck, revisions, versions
 from catena.hub.commits import Commit, ancestors, merge_base
 from catena.hub.index import now
-from catena.hub.revisions import MOST_FRAGMENTS, save_change
+from catena.hub.revisions import save_change
 from catena.hub.store import Store, open_store
 from tests.hub.edits import BASE, edit, put, retext, texts
 
@@ -204,16 +205,16 @@ def test_two_branches_grow_in_one_table(store: Store, tmp_path: Path) -> None:
     assert versions.verify(store, "pages") == []
 
 
-def test_a_table_in_many_pieces_is_written_anew(store: Store) -> None:
-    import numpy as np
+def test_a_table_in_many_pieces_is_written_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revisions, "MOST_FRAGMENTS", 6)
 
     current = put(store, BASE)
-    for turn in range(MOST_FRAGMENTS + 2):
+    for turn in range(8):
         rows = [{"_id": f"n{turn}", "_source": "", "_license": None, "_parents": [], "_split": None, "metadata": "{}"}]
         rows[0]["text"] = f"n{turn}"
         current = save_change(store, current, np.array([], dtype=np.int64), lambda rows=rows: iter(rows))  # type: ignore[misc]
-    assert current.revision < 10
-    assert current.rows == 20 + MOST_FRAGMENTS + 2
+    assert current.revision < 6
+    assert current.rows == 28
 
 
 def test_a_commit_that_was_killed_before_its_record_is_no_trouble(

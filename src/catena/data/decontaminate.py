@@ -53,7 +53,8 @@ def decontaminate(
     index.close()
     opened = ctx.store.open_dataset(source)
     step = max(1, source.rows // COUNTED)
-    for sample in islice(opened.samples(), 0, None, step):
+    counted = ctx.progress("Weigh n-grams", -(-source.rows // step))
+    for sample in counted.over(islice(opened.samples(), 0, None, step)):
         index.learn(folded_words(sample.text))
     items: Counter[str] = Counter()
     with ctx.store.new_dataset(source.shape, license=source.license) as out:

@@ -4,7 +4,7 @@
 
 First equal texts (after case, width and white space), then near-duplicates by MinHash with exact verification. A
 document leaves only for a kept one that is really as similar as asked: a chain of neighbours never takes it along.
-Texts stay on disk; memory is some 150 bytes a row, and the result is the same for any number of workers, here or on Ray.
+Texts stay on disk, memory is some 150 bytes a row, and any number of workers, here or on Ray, gives the same result.
 """
 
 from __future__ import annotations

@@ -115,7 +115,8 @@ class NgramModel:
         probabilities = self._probabilities(codes)
         # Summed one after the other, each text for itself: the bits do not depend on the batch.
         owner = np.repeat(np.arange(len(codes.counts)), codes.counts)
-        return np.bincount(owner, weights=-np.log(probabilities), minlength=len(codes.counts)), codes.counts
+        sums: Floats = np.bincount(owner, -np.log(probabilities), len(codes.counts)).astype(np.float64)
+        return sums, codes.counts
 
     def _probabilities(self, codes: Codes) -> Floats:
         order = len(self.grams)

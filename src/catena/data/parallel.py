@@ -5,7 +5,7 @@ Documents are paired by a key of their metadata, or by their order; sentences ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -110,7 +110,8 @@ def align_parallel(
         if not pairs:
             raise DataError("no document has its translation in the other dataset", hint="See `pair_by`.")
         ratio = sum(len("".join(pair[3])) for pair in pairs) / max(1, sum(len("".join(pair[2])) for pair in pairs))
-        lexicon = _lexicon_of(pairs, ratio) if cfg.lexicon else None
+        learning = ctx.progress("Learn words", len(pairs), "documents") if cfg.lexicon else None
+        lexicon = _lexicon_of(learning.over(pairs), ratio) if learning else None
         beads = 0
         for one, other, given, translated in ctx.progress("Align", len(pairs), "documents").over(pairs):
             for bead in align(given, translated, lexicon, ratio):
@@ -127,7 +128,7 @@ def align_parallel(
         return out.commit(profile={"alignment": facts})
 
 
-def _lexicon_of(pairs: list[Pair], ratio: float) -> Lexicon | None:
+def _lexicon_of(pairs: Iterable[Pair], ratio: float) -> Lexicon | None:
     """Learn words from the pairs of one sentence each that lengths alone put together."""
     sure = (
         texts_of(bead, first, second)

@@ -262,6 +262,12 @@ def open_store(root: Path) -> Store:
 
     Raises `NotFound` where there is none and `WorkspaceTooNew` for one of a later format.
     """
+    settings = workspace_settings(root)
+    return _open(root, settings.get("index") or "", settings.get("files") or "")
+
+
+def workspace_settings(root: Path) -> dict[str, Any]:
+    """Read what a workspace folder says of itself: format, and where index and files are (empty: inside)."""
     try:
         settings = json.loads((root / "workspace.json").read_text())
     except FileNotFoundError:
@@ -275,7 +281,7 @@ def open_store(root: Path) -> Store:
             f"the workspace {root} has format {settings['format']}; this Catena knows up to {FORMAT}",
             hint="Install a newer Catena: pip install -U catena-ai",
         )
-    return _open(root, settings.get("index") or "", settings.get("files") or "")
+    return settings
 
 
 def _open(root: Path, index_url: str, files_url: str) -> Store:

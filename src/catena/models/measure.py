@@ -131,18 +131,34 @@ def gpus() -> list[dict[str, Any]]:
 
 def report() -> dict[str, Any]:
     """Return everything as one JSON-like object, with the versions of torch's libraries."""
-    cuda = torch.version.cuda
-    nccl = torch.cuda.nccl.version() if torch.cuda.device_count() else ()  # type: ignore[no-untyped-call]
     return {
         **measurements(),
         "torch": torch.__version__,
         "blas": "mkl" if torch.backends.mkl.is_available() else "other",  # type: ignore[no-untyped-call]
         "onednn": torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
-        "cuda": cuda,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,  # type: ignore[no-untyped-call]
-        "nccl": ".".join(map(str, nccl)) or None,
+        **libraries(),
         "gpus": gpus(),
     }
+
+
+def libraries() -> dict[str, Any]:
+    """Return the versions of CUDA, cuDNN and NCCL, None where absent, and what went wrong in `errors`, by name."""
+    found: dict[str, Any] = {"cuda": torch.version.cuda, "cudnn": None, "nccl": None, "errors": {}}
+    if not torch.version.cuda:
+        return found
+    asked: dict[str, Callable[[], object]] = {
+        "cudnn": torch.backends.cudnn.version,
+        "nccl": lambda: ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call]
+        "gpu": torch.cuda.init,
+    }
+    for name, ask in asked.items():
+        try:
+            answer = ask()
+        except (RuntimeError, AssertionError, AttributeError, OSError) as error:
+            found["errors"][name] = str(error).strip().partition("\n")[0]
+        else:
+            found.update({} if name == "gpu" else {name: answer})
+    return found
 
 
 if __name__ == "__main__":
