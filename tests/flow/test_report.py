@@ -167,7 +167,7 @@ def test_every_section_is_there(group: Group) -> None:
         "little-helper/helper@production",
         "catena serve little-helper/helper@production",
         "2030-01-01 08:30 UTC",
-        "12 → 8 documents",
+        "12 → 8 document rows",
         "too_short 3, near_duplicate 1",
         "masked_email 2",
         "J = 0.93",

@@ -100,7 +100,7 @@ class Chat:
             self.counters.count(model, status)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """Return the body; raises `WireError`: 415 if it is no JSON, 408 if it does not arrive, 413 if it is too long."""
+        """Return the body; raises `WireError` (415 if not JSON, 408 if it does not arrive, 413 if it is too long)."""
         require_json(scope)
         seconds = self._config.body_timeout_s
         try:
