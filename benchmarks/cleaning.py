@@ -39,7 +39,7 @@ from catena.hub.store import init_store
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "cleaning.json"
-PEER = ["datatrove[processing,io]==0.10.1", "xxhash<4", "spacy==3.8.18"]
+PEER = ["datatrove[processing,io]==0.10.1", "xxhash<4", "spacy==3.8.18", "lxml_html_clean"]
 RULES = {"c4": {}, "fineweb": {}, "quality": {}, "repetition": {"duplicate_ngrams": True}, "length": {}}
 # In the peer's order; the parts that it does not have are told apart.
 RECIPE: list[tuple[str, str, dict[str, Any]]] = [
@@ -148,7 +148,7 @@ def run_catena(folder: Path, work: Path) -> None:
 
 def peer_python(cache: Path) -> Path:
     """Return the Python of the peer's environment, made on first use."""
-    folder = cache / "datatrove-0.10.1"
+    folder = cache / "datatrove-0.10.1-cleaning"
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)

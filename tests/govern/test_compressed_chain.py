@@ -32,7 +32,7 @@ steps:
       baseline_report: answers
       candidate_also: reading-small
       baseline_also: reading
-    with: {keep: {accuracy/train: 0.5, perplexity: 0.95}, max_size_ratio: 0.9}
+    with: {keep: {perplexity: 0.95, bits_per_byte: 0.95}, max_size_ratio: 0.9}
   helper:
     stage: govern.promote
     use: {gate: gate, candidate: small, baseline: model}
