@@ -78,7 +78,7 @@ def test_no_evaluation_question_and_no_held_out_page_is_learnt(chain: Chain) -> 
 
 def test_lineage_leads_from_the_model_to_the_pages(chain: Chain) -> None:
     with c.open(chain.workspace) as ws:
-        graph = ws.lineage("python-helper@production", down=False)
+        graph = ws.lineage("python-helper@production")
         stages = {node.label for node in graph.nodes if node.kind == "run"}
         assert {"data.crawl", "train.sft", "compress.quantize", "govern.promote"} <= stages
         definition = next(iter(ws.dataset("python-helper/definitions").samples()))

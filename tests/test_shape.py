@@ -78,7 +78,7 @@ def test_public_names_resolve() -> None:
         assert getattr(catena, name) is not None
 
 
-HEAVY = ("torch", "transformers", "daft", "scrapy")
+HEAVY = ("torch", "transformers", "scrapy", "ray")
 LIGHT = ("catena", "catena.cli.main", "catena.workspace", "catena.serve.app", "catena.flow.run")
 
 

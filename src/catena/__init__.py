@@ -9,8 +9,9 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# Daft reports its use to its makers unless told not to; that is for the user to decide, so the default is no.
+# Ray, and others that ask, report their use to their makers unless told not to; that is for the user to decide.
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Threads that spin while they wait take the processor from those that work, where processors are shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

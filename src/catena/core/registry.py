@@ -70,7 +70,6 @@ EXTRA_OF: dict[str, str] = {
     "transformers": "train",
     "tokenizers": "train",
     "safetensors": "train",
-    "daft": "data",
     "numpy": "data",
     "cryptography": "data",
     "scipy": "data",
