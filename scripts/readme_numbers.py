@@ -21,7 +21,7 @@ WORDS: dict[str, dict[str, Any]] = {
         "peers": (
             "| same input, same run | Catena | peer | ratio |",
             "near-duplicates out of {megabytes:.0f} MB of real text, whole job, MB/s per core",
-            "… planted pairs found at Jaccard 0.8; removed without a kept partner",
+            "… planted pairs found at Jaccard 0.8; removed without a kept partner (exact word 5-grams)",
             "cleaning {small:.0f} MB of web pages (extract, rules, personal data, dedup), MB/s per core",
             "personal data in ordinary text, MB/s per core (7 kinds; the peer knows 2)",
             "what a commit of 1 % of 1M rows adds",
@@ -41,7 +41,7 @@ WORDS: dict[str, dict[str, Any]] = {
         "peers": (
             "| 同一输入，同一次运行 | Catena | 对照 | 比值 |",
             "从 {megabytes:.0f} MB 真实文本中去除近似重复，整个任务，每核 MB/s",
-            "……Jaccard 0.8 的植入对召回率；被删而没有保留对应文档的数量",
+            "……Jaccard 0.8 的植入对召回率；被删而没有保留对应文档的数量（按词 5-gram 精确判定）",
             "清洗 {small:.0f} MB 网页（抽取、规则、个人信息、去重），每核 MB/s",
             "普通文本中的个人信息，每核 MB/s（7 类；对照只认 2 类）",
             "提交 100 万行中 1 % 的改动所增加的存储",

@@ -3,7 +3,7 @@
 import catena as c
 ws = c.open()
 run = ws.run("recipes/python-helper.yaml")
-ws.model("python-helper@production").chat("What does json.loads do?")
+ws.model("python-helper@production").chat("What does shutil.move do?")
 """
 
 from __future__ import annotations
