@@ -18,6 +18,8 @@ from catena.models.presets import build
 from catena.train import checkpoint, loop
 from catena.train.batches import Batch, PackedDocuments
 from catena.train.loop import Plan, train
+from catena.train.objectives import next_token_loss
+from catena.train.precision import choose_device
 from catena.train.settings import TrainConfig
 from tests.train.conftest import Recorded
 
@@ -225,20 +227,16 @@ def test_two_newest_checkpoints_are_kept_and_hold_no_pickle(recorded: MakeContex
     assert state["counters"]["step"] == 6
 
 
-def test_step_that_is_not_finite_is_passed_over_and_counted(
-    recorded: MakeContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = loop.next_token_loss
+def test_step_that_is_not_finite_is_passed_over_and_counted(recorded: MakeContext) -> None:
     calls: list[int] = []
 
     def broken_once(model: Any, batch: Batch) -> torch.Tensor:
         calls.append(1)
-        return real(model, batch) * (float("nan") if len(calls) == 3 else 1.0)
+        return next_token_loss(model, batch) * (float("nan") if len(calls) == 3 else 1.0)
 
-    monkeypatch.setattr(loop, "next_token_loss", broken_once)
     made = recorded("i")
     model = build("llama-nano", 70, 0)
-    plan = replace(make_plan(6), validation=())
+    plan = replace(make_plan(6), validation=(), objective=broken_once)
     counters = train(made.context, model, plan, CONFIG)
     assert counters.skipped == 1
     assert made.values("skipped_steps") == [1]
@@ -247,14 +245,13 @@ def test_step_that_is_not_finite_is_passed_over_and_counted(
 
 def test_training_that_diverges_is_given_up_with_a_hint(recorded: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "GIVE_UP_AFTER", 3)
-    real = loop.next_token_loss
-    monkeypatch.setattr(loop, "next_token_loss", lambda model, batch: real(model, batch) * float("inf"))
+    plan = replace(make_plan(), objective=lambda model, batch: next_token_loss(model, batch) * float("inf"))
     with pytest.raises(DataError, match="diverged") as caught:
-        train(recorded("j").context, build("llama-nano", 70, 0), make_plan(), CONFIG)
+        train(recorded("j").context, build("llama-nano", 70, 0), plan, CONFIG)
     assert "learning_rate" in caught.value.hint
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 0, reason="the machine has a GPU")
 def test_missing_gpu_is_said_plainly() -> None:
     with pytest.raises(EnvironmentProblem, match="no CUDA GPU"):
-        loop.choose_device(TrainConfig(device="cuda"))
+        choose_device(TrainConfig(device="cuda"))

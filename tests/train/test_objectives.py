@@ -9,7 +9,8 @@ from catena.models.chat import Encoded
 from catena.models.presets import build
 from catena.train import objectives
 from catena.train.batches import Batch, pad_rows
-from catena.train.loop import accumulate
+from catena.train.objectives import next_token_loss
+from catena.train.parallel.strategy import Strategy
 from catena.train.settings import TrainConfig
 
 
@@ -28,6 +29,11 @@ def batch() -> Batch:
     return pad_rows(rows, 0)
 
 
+def backward(model: Any, batch: Batch, micro_batch_size: int = 0) -> float:
+    strategy = Strategy(TrainConfig(), torch.device("cpu"))
+    return strategy.backward(model, batch, next_token_loss, micro_batch_size)
+
+
 def gradients(model: Any) -> list[torch.Tensor]:
     return [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -41,10 +47,10 @@ def test_loss_equals_that_of_transformers_with_masked_padding(model: Any, batch:
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_accumulated_gradient_equals_that_of_one_big_batch(model: Any, batch: Batch, rows: int) -> None:
-    whole = accumulate(model, batch, TrainConfig())
+    whole = backward(model, batch)
     expected = gradients(model)
     model.zero_grad()
-    assert accumulate(model, batch, TrainConfig(micro_batch_size=rows)) == pytest.approx(whole, rel=1e-9)
+    assert backward(model, batch, micro_batch_size=rows) == pytest.approx(whole, rel=1e-9)
     # The norms of transformers compute in float32 whatever the model: sums in another order differ in its last bits.
     for one, other in zip(gradients(model), expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
@@ -54,11 +60,11 @@ def test_large_vocabularies_go_piece_by_piece_to_the_same_gradient(
     model: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.float()
-    whole = accumulate(model, batch, TrainConfig())
+    whole = backward(model, batch)
     expected = gradients(model)
     model.zero_grad()
     monkeypatch.setattr(objectives, "CHUNK_ABOVE", 1)
-    assert accumulate(model, batch, TrainConfig()) == pytest.approx(whole, rel=1e-5)
+    assert backward(model, batch) == pytest.approx(whole, rel=1e-5)
     for one, other in zip(gradients(model), expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
 

@@ -147,6 +147,8 @@ class _Step:
             self._make()
         else:
             self._finish("cached", found[1], origin=found[0])
+            # Whoever made it may have died between its last commit and the removal of its folder.
+            shutil.rmtree(self.store.workdir(self.key), ignore_errors=True)
 
     def _make(self) -> None:
         # Whoever left a record "running" under this key is dead: its lock is ours.

@@ -17,20 +17,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from catena.core.errors import DataError, EnvironmentProblem
+from catena.core.errors import DataError
 from catena.core.stage import Context
-from catena.hub.files import write_atomically
-from catena.models.measure import fastest
 from catena.train.batches import Batch
 from catena.train.checkpoint import load_checkpoint, save_checkpoint
 from catena.train.objectives import next_token_loss
-from catena.train.optim import make_optimizer
+from catena.train.parallel.strategy import Objective, Strategy
+from catena.train.precision import choose_device, settle_precision
 from catena.train.settings import TrainConfig
 
 LOSS = "loss"
@@ -47,6 +46,7 @@ class Plan:
     batch: Callable[[int], Batch]
     rate: Callable[[int], float]
     validation: Sequence[Batch] = ()
+    objective: Objective = next_token_loss
     phase_ends: frozenset[int] = frozenset()
     """Steps after which a checkpoint is written in any case."""
     fingerprint: str = ""
@@ -77,8 +77,9 @@ def train(ctx: Context, model: Any, plan: Plan, config: TrainConfig) -> Counters
     """
     device = choose_device(config)
     config = config.model_copy(update={"precision": settle_precision(ctx, config, device)})
-    model.to(device).train()
-    optimizer = make_optimizer(model, config)
+    strategy = Strategy(config, device)
+    model = strategy.place(model)
+    optimizer = strategy.optimizer(model)
     counters = _resume(ctx, model, optimizer, plan)
     progress = ctx.progress(plan.label, plan.steps, "steps", done=counters.step)
     speed, saved = _Speed(), time.monotonic()
@@ -87,7 +88,7 @@ def train(ctx: Context, model: Any, plan: Plan, config: TrainConfig) -> Counters
             batch = plan.batch(step)
             rate = plan.rate(step)
             with speed.timing(batch):
-                loss, norm = train_step(model, optimizer, batch.to(device), rate, config)
+                loss, norm = train_step(strategy, model, optimizer, batch, rate, plan.objective)
             _count(counters, batch, loss, norm)
             if batch.curve != LOSS:
                 ctx.events.metric(batch.curve, round(loss, 5), counters.step)
@@ -96,7 +97,7 @@ def train(ctx: Context, model: Any, plan: Plan, config: TrainConfig) -> Counters
             if last or counters.step % config.log_every == 0:
                 _log(ctx, counters, rate, norm, speed)
             if plan.validation and (last or counters.step % config.eval_every == 0):
-                counters.validation_loss = mean_loss(model, plan.validation, config, device)
+                counters.validation_loss = strategy.measure(model, plan.validation, plan.objective)
                 ctx.events.metric("val_loss", round(counters.validation_loss, 5), counters.step)
             due = time.monotonic() - saved >= config.checkpoint_seconds
             if due or last or stopped() or counters.step in plan.phase_ends:
@@ -108,82 +109,31 @@ def train(ctx: Context, model: Any, plan: Plan, config: TrainConfig) -> Counters
     if counters.skipped:
         ctx.events.log(f"{counters.skipped} of {plan.steps} steps were passed over: their gradient was not finite")
     ctx.events.metric("skipped_steps", counters.skipped)
-    model.to("cpu").eval()
+    strategy.gather(model)
     return counters
 
 
 def train_step(
-    model: Any, optimizer: torch.optim.Optimizer, batch: Batch, rate: float, config: TrainConfig
+    strategy: Strategy,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    rate: float,
+    objective: Objective = next_token_loss,
 ) -> tuple[float, float]:
     """Do one optimizer step; returns (mean loss over learnt tokens, gradient norm before clipping).
 
     Where either is not finite the weights and the optimizer's moments stay as they were.
     """
-    total = accumulate(model, batch, config)
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip))
+    config = strategy.config
+    total = strategy.backward(model, batch, objective, config.micro_batch_size)
+    norm = strategy.clip(model, config.clip)
     if math.isfinite(total) and math.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total, norm
-
-
-def accumulate(model: Any, batch: Batch, config: TrainConfig) -> float:
-    """Add the gradient of a batch's mean loss to the weights', piece by piece; returns that mean loss."""
-    total = 0.0
-    for piece in batch.pieces(config.micro_batch_size):
-        if not piece.learnt:
-            continue
-        with precision(config, piece.inputs.device):
-            # Divided by the tokens of the whole batch, not of the piece: pieces of unequal length weigh as they should.
-            loss = next_token_loss(model, piece) / batch.learnt
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    return total
-
-
-@torch.no_grad()
-def mean_loss(model: Any, batches: Sequence[Batch], config: TrainConfig, device: torch.device) -> float:
-    """Return the mean loss over all learnt tokens of some batches; the model is left in training mode."""
-    model.eval()
-    total, tokens = 0.0, 0
-    for batch in batches:
-        with precision(config, device):
-            total += float(next_token_loss(model, batch.to(device)))
-        tokens += batch.learnt
-    model.train()
-    return total / max(tokens, 1)
-
-
-def choose_device(config: TrainConfig) -> torch.device:
-    """Return where to train; raises `EnvironmentProblem` when a GPU is asked for and there is none."""
-    found = torch.cuda.device_count() > 0
-    if config.device == "cuda" and not found:
-        raise EnvironmentProblem(
-            "no CUDA GPU is usable", hint="`catena doctor` says why; `device: cpu` trains without."
-        )
-    return torch.device("cuda" if found and config.device != "cpu" else "cpu")
-
-
-def settle_precision(ctx: Context, config: TrainConfig, device: torch.device) -> str:
-    """Return the number format of products: what the config says, or what this machine measures as faster.
-
-    It is kept in the workdir: a training that goes on must not find another one faster in the middle.
-    """
-    if config.precision != "auto":
-        return config.precision
-    kept = ctx.workdir / "precision"
-    if not kept.exists():
-        write_atomically(kept, str(fastest(device.type)[0]).removeprefix("torch.").encode())
-    return kept.read_text()
-
-
-def precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which products are computed in the config's number format; weights stay float32."""
-    halves = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    wanted = halves.get(config.precision)
-    return nullcontext() if wanted is None else torch.autocast(device.type, wanted)
 
 
 def _resume(ctx: Context, model: Any, optimizer: torch.optim.Optimizer, plan: Plan) -> Counters:

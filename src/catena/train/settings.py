@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from catena.core.config import Config
+from catena.train.parallel.settings import ParallelConfig
 
 Schedule = Literal["cosine", "wsd", "constant"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -48,3 +49,5 @@ class TrainConfig(Config):
     """Number format of matrix products; weights are float32. `auto`: bfloat16 on a GPU that has it, else float32."""
     device: Device = "auto"
     """`auto`: the first CUDA GPU, else the CPU."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How several processes share the work; one process needs nothing of it."""
