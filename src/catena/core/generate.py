@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from catena.core.registry import Registry
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "error", "deadline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,36 @@ class SamplingParams:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest are left out (arXiv 2407.01082)."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that the answer already has (OpenAI's definition)."""
+    frequency_penalty: float = 0.0
+    """Taken off as often as the answer already has the token."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits, multiplies negative ones, of tokens in prompt and answer (arXiv 1909.05858)."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Token id to what is added to its logit."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_end: bool = False
+    """Go on after the model's end token, to `max_tokens`."""
+    logprobs: int | None = None
+    """Report the log-probability of each token of the answer, and of so many of the likeliest; None: no report."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
+    grammar: Grammar | None = None
+    """What the answer's text must look like."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A constraint on the text of an answer."""
+
+    kind: Literal["json_schema", "json", "regex", "choice"]
+    value: str = ""
+    """The schema as JSON text; the regular expression; the choices as a JSON list. Nothing for `json`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +70,21 @@ class Request:
     id: str
     prompt: str | Sequence[Message] | Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
+    deadline: float | None = None
+    """Seconds from its arrival after which nobody wants the answer any more; it ends with the reason `deadline`."""
+    adapter: str = ""
+    """Name of the loaded adapter (LoRA) to answer with; empty: the model itself."""
+    priority: int = 0
+    """Higher is served first; equals in the order of their arrival."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token with its natural log-probability, and the likeliest tokens at its place, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +98,12 @@ class Completion:
     prompt_tokens: int
     logprobs: tuple[float, ...] = ()
     """`score` fills it: natural log-probability of every prompt token after the first."""
+    token_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the answer's tokens, where `params.logprobs` asks for it."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the prompt's tokens after the first, where `params.prompt_logprobs` asks for it."""
+    cached_tokens: int = 0
+    """Tokens of the prompt whose keys and values were taken from the prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +112,9 @@ class Delta:
 
     text: str
     completion: Completion | None = None
+    token_ids: tuple[int, ...] = ()
+    """The tokens since the last delta."""
+    token_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Generator(Protocol):
