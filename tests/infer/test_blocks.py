@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from catena.infer.blocks import BlockPool
+from catena.infer.blocks import BlockPool, names_of
 
 
 def test_a_table_grows_to_the_blocks_that_its_tokens_need() -> None:
@@ -44,3 +44,48 @@ def test_a_block_that_is_freed_twice_is_noticed() -> None:
     pool.release(table)
     with pytest.raises(AssertionError, match="twice"):
         pool.release(copy)
+
+
+def test_a_block_is_found_by_all_the_tokens_before_its_end() -> None:
+    pool = BlockPool(4, 2)
+    table: list[int] = []
+    pool.grow(table, 4)
+    names = names_of([1, 2, 3, 4, 5], 2)
+    assert len(names) == 2
+    assert names[1:] == names_of([1, 2, 3, 4], 2, names[:1])
+    for block, name in zip(table, names, strict=True):
+        pool.name(block, name)
+    shared: list[int] = []
+    assert pool.match(shared, names_of([1, 2, 3, 9], 2)) == 1
+    assert shared == table[:1]
+    assert pool.match([], names_of([1, 2], 2, salt=b"adapter")) == 0
+    pool.release(table)
+    assert pool.free == 3, "the shared block still has an owner"
+    pool.release(shared)
+    assert pool.free == 4
+
+
+def test_kept_blocks_give_way_the_longest_unused_first() -> None:
+    pool = BlockPool(3, 1)
+    for token in (7, 8):
+        table: list[int] = []
+        pool.grow(table, 1)
+        pool.name(table[0], names_of([token], 1)[0])
+        pool.release(table)
+    table = []
+    assert pool.grow(table, 2), "one was never used, one must give way"
+    assert pool.match([], names_of([7], 1)) == 0
+    found: list[int] = []
+    assert pool.match(found, names_of([8], 1)) == 1
+    assert not pool.grow(table, 3)
+
+
+def test_names_that_no_longer_hold_are_forgotten() -> None:
+    pool = BlockPool(1, 1)
+    table: list[int] = []
+    pool.grow(table, 1)
+    pool.name(table[0], names_of([7], 1)[0])
+    pool.release(table)
+    pool.forget()
+    assert pool.free == 1
+    assert pool.match([], names_of([7], 1)) == 0

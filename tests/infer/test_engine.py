@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from catena.core.errors import DataError, EnvironmentProblem, UsageError
+from catena.core.errors import EnvironmentProblem, UsageError
 from catena.core.generate import (
     GENERATORS,
     Completion,
@@ -250,11 +250,13 @@ def test_the_iterable_of_requests_is_read_as_it_is_needed(engine_of: Callable[..
     assert engine.stats()["running"] == engine.stats()["waiting"] == engine.stats()["cache_blocks_used"] == 0
 
 
-def test_a_model_whose_attention_is_its_own_is_refused_by_name(tokenizer: Any) -> None:
+def test_a_model_whose_attention_is_its_own_runs_unpaged_and_says_so(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32))
     model._supports_attention_backend = False
-    with pytest.raises(DataError, match="GPT2LMHeadModel"):
-        Engine(model, tokenizer)
+    assert Engine(model, tokenizer).stats()["paged"] == 0
+    assert "GPT2LMHeadModel runs one sequence at a time" in caplog.text
 
 
 def test_a_cache_smaller_than_the_context_cuts_the_context(engine_of: Callable[..., Engine]) -> None:

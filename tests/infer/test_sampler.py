@@ -6,7 +6,7 @@ from collections import Counter
 import torch
 
 from catena.core.generate import SamplingParams
-from catena.infer.sampler import INVALID, logprobs_of, sample
+from catena.infer.sampler import INVALID, report, sample
 
 
 def many(logits: list[float], params: SamplingParams, count: int = 4000) -> Counter[int]:
@@ -64,5 +64,10 @@ def test_no_rows_are_no_tokens() -> None:
 
 def test_logprobs_are_those_of_log_softmax() -> None:
     logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
-    tokens = torch.tensor([0, 8, 3, 3])
-    torch.testing.assert_close(logprobs_of(logits, tokens), logits.log_softmax(-1)[torch.arange(4), tokens])
+    expected = logits.log_softmax(-1)
+    entries = report(logits, [0, 8, 3, 3], [0, 2, 9, 1])
+    for row, (token, entry) in enumerate(zip([0, 8, 3, 3], entries, strict=True)):
+        assert entry.token_id == token
+        assert entry.logprob == expected[row, token].item()
+    assert [len(entry.top) for entry in entries] == [0, 2, 9, 1]
+    assert entries[3].top[0] == (int(expected[3].argmax()), expected[3].max().item())

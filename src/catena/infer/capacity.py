@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,14 @@ class EngineConfig(Config):
     """Memory for keys and values. Where it holds less than the model's context, the context is cut to it."""
     score_bytes: int = Field(default=128 << 20, ge=1)
     """Memory for the logits of prompts that are scored."""
+    prefix_cache: bool = True
+    """Keep the keys and values of what was read, for prompts that begin alike."""
+    speculation: Literal["none", "ngram", "draft"] = "none"
+    """Who guesses the next tokens: `ngram` looks them up in the text so far, `draft` asks a small model."""
+    draft_model: str = ""
+    """Folder of the small model; it must have the same tokenizer."""
+    draft_tokens: int = Field(default=4, ge=1, le=32)
+    """Tokens to guess for one step."""
 
 
 def blocks_and_context(config: EngineConfig, context: int, bytes_per_token: int) -> tuple[int, int]:

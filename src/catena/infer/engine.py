@@ -1,7 +1,8 @@
 """The native engine: requests in, answers out, many at once. Read `step` first.
 
 A request's life: `prompt` makes a sequence of it; it lies in the inbox until the next step; the `scheduler` lets it
-run; `runner` and `sampler` give it a token a step; `text` turns tokens into what may be shown; at its end it leaves.
+run; `runner` and `sampler` give it a token a step (`speculative`: more); `text` turns tokens into what may be shown; at
+its end it leaves.
 
 Two ways to drive it. `generate` and `score` step in the caller's own thread, so that the same requests make the same
 batches and thus the same bits. `submit` starts a background thread that steps as long as there is work. Both may be
@@ -16,58 +17,35 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from catena.core.config import parse
 from catena.core.errors import EnvironmentProblem, UsageError
-from catena.core.generate import Completion, Delta, FinishReason, Request, SamplingParams
+from catena.core.generate import Completion, Delta, FinishReason, Request
 from catena.infer.blocks import BlockPool
 from catena.infer.capacity import EngineConfig, blocks_and_context, context_of, end_tokens
 from catena.infer.prompt import Prompter
-from catena.infer.runner import Output, Runner
-from catena.infer.sampler import INVALID, sample
+from catena.infer.runner import Output
+from catena.infer.sampler import INVALID, Choice, choose
 from catena.infer.scheduler import Chunk, Scheduler, Sequence
+from catena.infer.speculative import guessable, open_drafter
 from catena.infer.text import TextStream
+from catena.infer.ticket import Counters, OnDelta, Ticket
+from catena.infer.unpaged import runner_for
 
 logger = logging.getLogger(__name__)
-
-OnDelta = Callable[[Delta], None]
-
-
-@dataclass(eq=False, slots=True)
-class _Ticket:
-    """A sequence with the one who waits for it."""
-
-    sequence: Sequence
-    request_id: str
-    """What the caller calls it. The sequence's own id is unique in the engine."""
-    on_delta: OnDelta
-    text: TextStream | None
-    """None where only the whole answer is wanted and no stop string: it is decoded once, at the end."""
-    submitted: bool
-
-
-@dataclass(slots=True)
-class _Counters:
-    requests: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    steps: int = 0
-    seconds: float = 0.0
 
 
 class Engine:
     """A `Generator` and a `StreamingGenerator` over one model in memory."""
 
-    def __init__(self, model: Any, tokenizer: Any, config: EngineConfig | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, config: EngineConfig | None = None, draft: Any = None) -> None:
+        """`draft` is a model of the same vocabulary that guesses for it, where the config asks for one."""
         self.config = config = config or EngineConfig()
         self.tokenizer = tokenizer
-        self.runner = Runner(model)
+        self.runner = runner_for(model)
         text_config = model.config.get_text_config()
         rows = model.get_input_embeddings().weight.shape[0]
         blocks, context = blocks_and_context(config, context_of(text_config), self.runner.layout.bytes_per_token)
@@ -77,15 +55,17 @@ class Engine:
             max_running=config.max_running,
             token_budget=config.token_budget,
             score_budget=max(1, config.score_bytes // (4 * rows)),
+            prefix_cache=config.prefix_cache and self.runner.paged,
         )
+        self.drafter = open_drafter(config, self.runner, draft, blocks)
         self.prompter = Prompter(tokenizer, context, rows)
         self.ends = end_tokens(model, tokenizer)
         self._numbers = itertools.count()
-        self._counters = _Counters()
+        self._counters = Counters()
         self._stepping = threading.Lock()
         self._wake = threading.Condition()  # guards what follows
-        self._inbox: deque[_Ticket] = deque()
-        self._tickets: dict[str, _Ticket] = {}
+        self._inbox: deque[Ticket] = deque()
+        self._tickets: dict[str, Ticket] = {}
         self._cancelled: set[str] = set()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -94,14 +74,17 @@ class Engine:
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Bring every running sequence one token further, and let waiting ones in."""
+        """Bring every running sequence a token further, or more where guesses are right, and let waiting ones in."""
         started = time.perf_counter()
         self._admit()
+        if self.drafter is not None:
+            self.drafter.propose([one for one in self.scheduler.running if guessable(one)], self.scheduler)
         chunks = self.scheduler.schedule()
         if chunks:
             output = self.runner.run(chunks)
-            tokens = sample(output.logits, *_sampling(output.sampled))
-            self._collect(chunks, output, tokens)
+            if self.drafter is not None:
+                self.drafter.follow(chunks)
+            self._collect(chunks, output, choose(output))
             self._counters.steps += 1
         self._counters.seconds += time.perf_counter() - started
 
@@ -118,62 +101,75 @@ class Engine:
         for sequence in self.scheduler.remove(cancelled):
             self._counters.cancelled += 1
             self._leave(sequence, "cancelled")
+        for sequence in self.scheduler.remove(self.scheduler.overdue(time.monotonic())):
+            self._counters.late += 1
+            self._leave(sequence, "deadline")
 
-    def _collect(self, chunks: list[Chunk], output: Output, tokens: list[int]) -> None:
+    def _collect(self, chunks: list[Chunk], output: Output, chosen: list[list[Choice]]) -> None:
         """Append the new tokens, hand out text, and see off the finished."""
+        for chunk, entries in output.scored:
+            chunk.sequence.prompt_logprobs += entries
+        ended: dict[str, FinishReason] = {}
+        accepted: dict[str, int] = {}
+        for chunk, choices in zip(output.sampled, chosen, strict=True):
+            sequence = chunk.sequence
+            self._counters.guessed += len(chunk.draft)
+            for number, choice in enumerate(choices):
+                reason = self._append(sequence, choice)
+                if reason is not None:
+                    ended[sequence.id] = reason
+                    break
+                if number < len(chunk.draft):
+                    if choice.token != chunk.draft[number]:
+                        break
+                    accepted[sequence.id] = number + 1
+            self._counters.guessed_right += accepted.get(sequence.id, 0)
         for chunk in chunks:
-            self.scheduler.advance(chunk)
-        for chunk, logprobs in output.scored:
-            chunk.sequence.logprobs += logprobs
-            if chunk.complete:
-                self.scheduler.finish(chunk.sequence)
-                self._leave(chunk.sequence, "stop")
-        for chunk, token in zip(output.sampled, tokens, strict=True):
-            reason = self._append(chunk.sequence, token)
-            if reason is not None:
-                self.scheduler.finish(chunk.sequence)
-                self._leave(chunk.sequence, reason)
+            sequence = chunk.sequence
+            self.scheduler.advance(chunk, accepted.get(sequence.id, 0))
+            if sequence.score and chunk.complete:
+                ended[sequence.id] = "stop"
+            if sequence.id in ended:
+                self.scheduler.finish(sequence)
+                self._leave(sequence, ended[sequence.id])
 
-    def _append(self, sequence: Sequence, token: int) -> FinishReason | None:
+    def _append(self, sequence: Sequence, choice: Choice) -> FinishReason | None:
         """Give a sequence its next token; return why it is finished, or None."""
+        token, params = choice.token, sequence.params
         if token == INVALID:
             self._counters.failed += 1
-            logger.error("request %s: the model's logits are no numbers", sequence.id)
+            logger.error("request %s: the model's logits are no numbers, or no token is allowed", sequence.id)
             return "error"
         sequence.tokens.append(token)
+        del sequence.draws[:1]
+        if choice.logprob is not None:
+            sequence.logprobs.append(choice.logprob)
         self._counters.generated_tokens += 1
         ticket = self._tickets[sequence.id]
-        if token in self.ends:
+        if token in params.stop_token_ids or (token in self.ends and not params.ignore_end):
             return "stop"
         if ticket.text is not None:
             text = ticket.text.push(token)
             if text and ticket.submitted:
-                self._tell(ticket, Delta(text))
+                self._tell(ticket, ticket.delta(text))
             if ticket.text.stopped:
                 return "stop"
+        if sequence.matcher is not None and not sequence.matcher.accept(token):
+            return "stop"
         return "length" if len(sequence.tokens) >= sequence.limit else None
 
     def _leave(self, sequence: Sequence, reason: FinishReason) -> None:
         """Tell the one who waits that it is over."""
+        self.runner.drop(sequence.id)
+        if self.drafter is not None:
+            self.drafter.drop(sequence.id)
         with self._wake:
             ticket = self._tickets.pop(sequence.id)
-        ids = tuple(sequence.generated)
-        if ticket.text is None:
-            rest, text = "", self._decode(ids)
-        else:
-            rest = ticket.text.finish()
-            text = ticket.text.text
-        completion = Completion(
-            request_id=ticket.request_id,
-            text=text,
-            token_ids=ids,
-            finish_reason="stop" if ticket.text is not None and ticket.text.stopped else reason,
-            prompt_tokens=sequence.prompt_length,
-            logprobs=tuple(sequence.logprobs),
-        )
-        self._tell(ticket, Delta(rest, completion))
+        rest = ticket.text.finish() if ticket.text is not None else ""
+        text = ticket.text.text if ticket.text is not None else self._decode(sequence.generated)
+        self._tell(ticket, ticket.last(rest, text, reason))
 
-    def _tell(self, ticket: _Ticket, delta: Delta) -> None:
+    def _tell(self, ticket: Ticket, delta: Delta) -> None:
         try:
             ticket.on_delta(delta)
         except Exception:
@@ -234,7 +230,7 @@ class Engine:
                 done.put((key, delta.completion))
 
         text = TextStream(self._decode, request.params.stop) if request.params.stop and not score else None
-        self._enter(_Ticket(sequence, request.id, on_delta, text, submitted=False))
+        self._enter(Ticket(sequence, request.id, on_delta, text, submitted=False))
         return key
 
     # -- one request, answered from the engine's own thread ----------------------------------------------------------
@@ -246,7 +242,7 @@ class Engine:
         """
         self._check_room()  # before the work of tokenizing, and again with the lock held
         sequence = self.prompter.sequence(request)
-        ticket = _Ticket(sequence, request.id, on_delta, TextStream(self._decode, request.params.stop), submitted=True)
+        ticket = Ticket(sequence, request.id, on_delta, TextStream(self._decode, request.params.stop), submitted=True)
         with self._wake:
             self._check_room()
             self._enter(ticket)
@@ -263,24 +259,20 @@ class Engine:
 
     def stats(self) -> Mapping[str, float]:
         """Return counters (names end in `_total`) and gauges."""
-        counters, pool = self._counters, self.scheduler.pool
+        pool = self.scheduler.pool
         with self._wake:
             running, inside = len(self.scheduler.running), len(self._tickets)
         return {
             "alive": float(self._failure is None and not self._closed),
+            "paged": float(self.runner.paged),
             "running": running,
             "waiting": max(0, inside - running),
             "context_tokens": self.prompter.context,
             "cache_blocks": pool.total,
             "cache_blocks_used": pool.total - pool.free,
-            "requests_total": counters.requests,
-            "cancelled_total": counters.cancelled,
-            "failed_total": counters.failed,
             "preemptions_total": self.scheduler.preemptions,
-            "prompt_tokens_total": counters.prompt_tokens,
-            "generated_tokens_total": counters.generated_tokens,
-            "steps_total": counters.steps,
-            "seconds_total": counters.seconds,
+            "cached_tokens_total": self.scheduler.reused,
+            **self._counters.stats(),
         }
 
     def close(self) -> None:
@@ -292,9 +284,9 @@ class Engine:
             self._thread.join()
         with self._stepping:
             self._abandon("cancelled")
-            self.runner.cache = None
+            self.runner.free()
 
-    def _enter(self, ticket: _Ticket) -> None:
+    def _enter(self, ticket: Ticket) -> None:
         with self._wake:
             if self._closed or self._failure is not None:
                 self._refuse()
@@ -347,8 +339,7 @@ class Engine:
         self.scheduler.remove([ticket.sequence.id for ticket in tickets])
         for ticket in tickets:
             text = ticket.text.text if ticket.text is not None else ""
-            ids, prompt = tuple(ticket.sequence.generated), ticket.sequence.prompt_length
-            self._tell(ticket, Delta("", Completion(ticket.request_id, text, ids, reason, prompt)))
+            self._tell(ticket, ticket.last("", text, reason))
 
     def _refuse(self) -> NoReturn:
         if self._failure is not None:
@@ -362,11 +353,6 @@ def open_engine(folder: Path, **options: Any) -> Engine:
     from catena.models.checkpoint import load
 
     config = parse(EngineConfig, options, where="engine")
+    draft = load(Path(config.draft_model))[0] if config.draft_model else None
     model, tokenizer = load(folder)
-    return Engine(model, tokenizer, config)
-
-
-def _sampling(chunks: Iterable[Chunk]) -> tuple[list[SamplingParams], list[float]]:
-    """Return the parameters and one uniform draw for each sequence that gets a token."""
-    sequences = [chunk.sequence for chunk in chunks]
-    return [one.params for one in sequences], [one.random.random() for one in sequences]
+    return Engine(model, tokenizer, config, draft)

@@ -115,6 +115,8 @@ def attend(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     paged: Batch | Layout | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
@@ -122,22 +124,45 @@ def attend(
 
     Query `[1, heads, tokens, dim]`, key and value `[1, kv_heads, tokens, dim]`; returns `[1, tokens, heads, dim]`.
     """
-    for name in ("softcap", "s_aux", "position_bias"):
-        if others.get(name) is not None:
-            raise DataError(f"the native engine does not know this model's kind of attention ({name})")
+    if others.get("position_bias") is not None:
+        raise DataError("its attention has a bias of its own")
+    if paged is None:
+        raise DataError("it does not pass its arguments on to its attention")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if isinstance(paged, Layout):
+        if getattr(module, "is_causal", True) is False or layer in paged.keys:
+            raise DataError("its layers have more than causal attention to themselves")
         paged.keys[layer], paged.values[layer] = (key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])
         paged.dtype, paged.device = key.dtype, key.device
         return _sdpa(query, key, value, scaling, causal=True).transpose(1, 2), None
-    if paged is None:
-        raise DataError("the native engine cannot run this model: it does not pass its arguments on to its attention")
 
     paged.cache.write(layer, paged.slots, key, value)
-    call = _Call(paged.cache, layer, scaling, sliding_window)
+    call = _Call(paged.cache, layer, Form(scaling, sliding_window, softcap, s_aux))
     pieces = [_prefill(call, part, query, key, value) for part in paged.prefills]
     pieces += [_decode(call, part, query) for part in paged.decodes]
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).unsqueeze(0), None
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How one layer's attention is computed."""
+
+    scaling: float | None
+    window: int | None
+    """Each token sees so many, itself included; None: all before it."""
+    softcap: float | None
+    """Scores are bent to stay below it (Gemma 2, arXiv 2408.00118)."""
+    sinks: Tensor | None
+    """`[heads]`: the score of a place where attention may go to nothing (gpt-oss)."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether torch's own kernel computes it."""
+        return self.softcap is None and self.sinks is None
+
+    def visible(self, at: Tensor, seen: Tensor) -> Tensor:
+        """Return where a token at position `at` sees one at `seen`."""
+        return seen <= at if self.window is None else (seen <= at) & (seen > at - self.window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +171,7 @@ class _Call:
 
     cache: PagedCache
     layer: int
-    scaling: float | None
-    window: int | None
+    form: Form
 
     def past(self, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Return this layer's keys and values `[batch, heads, length, dim]` of the blocks."""
@@ -159,33 +183,57 @@ class _Call:
 def _prefill(call: _Call, part: Prefill, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of one sequence's chunk; returns `[tokens, heads, dim]`."""
     query, key, value = (row[:, :, part.start : part.end] for row in (query, key, value))
-    window, scaling = call.window, call.scaling
+    form = call.form
     length = part.past + part.end - part.start
     if part.past:
         key, value = call.past(part.blocks, length)
-    if part.past == 0 and (window is None or length <= window):
-        return _sdpa(query, key, value, scaling, causal=True)[0].transpose(0, 1)
+    elif form.plain and (form.window is None or length <= form.window):
+        return _sdpa(query, key, value, form.scaling, causal=True)[0].transpose(0, 1)
     at = torch.arange(part.past, length, device=query.device)[:, None]
-    seen = torch.arange(length, device=query.device)[None, :]
-    mask = seen <= at if window is None else (seen <= at) & (seen > at - window)
-    return _sdpa(query, key, value, scaling, mask=mask)[0].transpose(0, 1)
+    mask = form.visible(at, torch.arange(length, device=query.device)[None, :])
+    if form.plain:
+        return _sdpa(query, key, value, form.scaling, mask=mask)[0].transpose(0, 1)
+    heads, tokens, dim = query.shape[1:]
+    grouped = query.reshape(1, key.shape[1], -1, dim)
+    out = _written_out(grouped, key, value, form, mask.repeat(heads // key.shape[1], 1), tokens)
+    return out.reshape(heads, tokens, -1).transpose(0, 1)
 
 
 def _decode(call: _Call, part: Decode, query: Tensor) -> Tensor:
     """Attention of one new token of each sequence of a group; returns `[sequences, heads, dim]`."""
     key, value = call.past(part.blocks, part.longest)
-    window = call.window
+    form = call.form
     rows = query[0, :, part.start : part.end].transpose(0, 1)
     heads = rows.shape[1]
     # The query heads that share a key head become its query "tokens": no copy of keys and values for grouped queries.
     grouped = rows.reshape(rows.shape[0], key.shape[1], heads // key.shape[1], rows.shape[2])
     mask = None
-    if not part.equal or (window is not None and part.longest > window):
+    if not part.equal or (form.window is not None and part.longest > form.window):
         seen = torch.arange(part.longest, device=query.device)[None, :]
-        visible = seen < part.lengths if window is None else (seen < part.lengths) & (seen >= part.lengths - window)
-        mask = visible[:, None, None, :]
-    out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=call.scaling)
+        mask = form.visible(part.lengths - 1, seen)[:, None, None, :]
+    if form.plain:
+        out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=form.scaling)
+    else:
+        out = _written_out(grouped, key, value, form, mask, 1)
     return out.reshape(rows.shape[0], heads, -1)
+
+
+def _written_out(query: Tensor, key: Tensor, value: Tensor, form: Form, mask: Tensor | None, tokens: int) -> Tensor:
+    """Attention step by step, for forms that torch's kernel does not have; in float32 between, as `transformers` does.
+
+    Query `[batch, kv_heads, groups * tokens, dim]`, with `tokens` running fastest; mask broadcastable to the scores.
+    """
+    scaling = query.shape[-1] ** -0.5 if form.scaling is None else form.scaling
+    scores = query @ key.transpose(2, 3) * scaling
+    if form.softcap is not None:
+        scores = torch.tanh(scores / form.softcap) * form.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if form.sinks is None:
+        return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
+    sinks = form.sinks.view(key.shape[1], -1).repeat_interleave(tokens, dim=1)[None, :, :, None]
+    both = torch.cat([scores, sinks.to(scores.dtype).expand(len(scores), -1, -1, 1)], dim=-1)
+    return both.softmax(dim=-1, dtype=torch.float32)[..., :-1].to(value.dtype) @ value
 
 
 def _sdpa(

@@ -9,6 +9,7 @@ import copy
 import math
 import random
 import threading
+import time
 from collections.abc import Iterable, Sequence as Tokens
 from typing import Any
 
@@ -16,6 +17,9 @@ from catena.core.errors import UsageError
 from catena.core.generate import Message, Request, SamplingParams
 from catena.infer.scheduler import Sequence
 from catena.models.chat import encode_prompt
+
+MOST_LOGPROBS = 20
+"""Likeliest tokens that one place may report: OpenAI's bound."""
 
 
 class Prompter:
@@ -32,7 +36,7 @@ class Prompter:
     def sequence(self, request: Request, *, score: bool = False) -> Sequence:
         """Tokenize and check; raises `UsageError` for what the model cannot answer."""
         if not score:
-            check_params(request.params, self.context)
+            check_params(request.params, self.context, self.vocabulary)
         tokens = self.tokens(request.prompt)
         room = self.context if score else self.context - 1
         if len(tokens) > room:
@@ -49,6 +53,9 @@ class Prompter:
             params=request.params,
             limit=len(tokens) if score else min(len(tokens) + request.params.max_tokens, self.context),
             score=score,
+            priority=request.priority,
+            adapter=request.adapter,
+            deadline=None if request.deadline is None else time.monotonic() + request.deadline,
             random=random.Random(seed) if seed is not None else random.Random(),
         )
 
@@ -82,7 +89,7 @@ def _refuse_half_characters(parts: Iterable[str | Message | int]) -> None:
             raise UsageError("the prompt has half a character (a lone surrogate), which is no text") from error
 
 
-def check_params(params: SamplingParams, context: int) -> None:
+def check_params(params: SamplingParams, context: int, vocabulary: int) -> None:
     """Raise `UsageError` for a value out of range."""
     if params.max_tokens < 1:
         raise UsageError(f"max_tokens must be at least 1, not {params.max_tokens}")
@@ -94,3 +101,20 @@ def check_params(params: SamplingParams, context: int) -> None:
         raise UsageError(f"top_p must be above 0 and at most 1, not {params.top_p}")
     if params.top_k < 0:
         raise UsageError(f"top_k must be 0 (off) or more, not {params.top_k}")
+    if not 0 <= params.min_p <= 1:
+        raise UsageError(f"min_p must be from 0 to 1, not {params.min_p}")
+    for name in ("presence_penalty", "frequency_penalty"):
+        value = getattr(params, name)
+        if not -2 <= value <= 2:
+            raise UsageError(f"{name} must be from -2 to 2, not {value}")
+    if not 0 < params.repetition_penalty < math.inf:
+        raise UsageError(f"repetition_penalty must be above 0, not {params.repetition_penalty}")
+    for token, bias in params.logit_bias.items():
+        if not 0 <= token < vocabulary:
+            raise UsageError(f"logit_bias names the token {token}; there are those from 0 to {vocabulary - 1}")
+        if not math.isfinite(bias) or not -100 <= bias <= 100:
+            raise UsageError(f"logit_bias of the token {token} must be from -100 to 100, not {bias}")
+    for name in ("logprobs", "prompt_logprobs"):
+        value = getattr(params, name)
+        if value is not None and not 0 <= value <= MOST_LOGPROBS:
+            raise UsageError(f"{name} must be from 0 to {MOST_LOGPROBS}, not {value}")

@@ -1,7 +1,7 @@
 """The runner: chunks in, logits out. The only part of the engine that calls the model.
 
 It learns the shapes of keys and values from one tiny pass when it is made, so that any decoder of `transformers` whose
-attention goes through `AttentionInterface` runs without a line of its own; the rest are refused by name.
+attention goes through `AttentionInterface` runs without a line of its own; the rest go to `catena.infer.unpaged`.
 """
 
 from __future__ import annotations
@@ -14,42 +14,48 @@ import torch
 from torch import Tensor
 
 from catena.core.errors import DataError
+from catena.core.generate import TokenLogprob
 from catena.infer.kv import ATTENTION, Batch, Decode, Layout, PagedCache, Prefill
-from catena.infer.sampler import logprobs_of
+from catena.infer.sampler import report
 from catena.infer.scheduler import Chunk
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a step gave: logits `[sequences, vocabulary]` of those that get a token, and scores of prompts."""
+    """What a step gave to those that get a token, and to those whose prompt is scored."""
 
     sampled: tuple[Chunk, ...]
     logits: Tensor
-    scored: tuple[tuple[Chunk, list[float]], ...]
-    """Log-probabilities of the tokens `start + 1 .. end + 1` of each chunk, as far as they exist."""
+    """`[rows, vocabulary]`: for each sampled chunk that of its last known token, then those of its guesses."""
+    scored: tuple[tuple[Chunk, list[TokenLogprob]], ...]
+    """Of the prompt's tokens `start + 1 .. end` of each chunk, as far as they exist."""
 
 
 class Runner:
     """A model made ready for batches of chunks. It changes the model's attention for good."""
 
+    paged = True
+
     def __init__(self, model: Any) -> None:
-        name = type(model).__name__
-        if not getattr(model, "_supports_attention_backend", False):
-            raise DataError(f"the native engine cannot run a {name}: its attention cannot be replaced")
         model.set_attn_implementation(ATTENTION)
         self.model = model.eval()
         self.device = next(model.parameters()).device
         self.layout = self._probe()
         layers = model.config.get_text_config().num_hidden_layers
         if len(self.layout.keys) != layers:
-            raise DataError(
-                f"the native engine cannot run a {name}: {len(self.layout.keys)} of {layers} layers have attention"
-            )
+            raise DataError(f"{len(self.layout.keys)} of {layers} layers have attention")
         self.cache: PagedCache | None = None
 
     def allocate(self, blocks: int, block_size: int) -> None:
         """Make the pools."""
         self.cache = PagedCache(self.layout, blocks, block_size)
+
+    def free(self) -> None:
+        """Give the pools back."""
+        self.cache = None
+
+    def drop(self, sequence_id: str) -> None:
+        """Nothing is kept by sequence here: blocks are the scheduler's."""
 
     @torch.inference_mode()
     def run(self, chunks: Many[Chunk]) -> Output:
@@ -57,11 +63,9 @@ class Runner:
         assert self.cache is not None
         row = arrange(chunks)
         batch, ids, positions = self._batch(row, self.cache)
-        keep, sampled, scored = _wanted(row)
-        logits = self._forward(ids, positions, batch, self._tensor(keep))
-        return Output(
-            sampled=sampled, logits=logits[: len(sampled)], scored=self._scores(scored, logits[len(sampled) :])
-        )
+        wanted = Wanted.of(row)
+        logits = self._forward(ids, positions, batch, self._tensor(wanted.keep))
+        return wanted.output(logits)
 
     def _forward(self, ids: Tensor, positions: Tensor, paged: Batch | Layout, keep: Tensor) -> Tensor:
         """Return logits `[kept, vocabulary]` of the row `[1, tokens]`."""
@@ -73,7 +77,9 @@ class Runner:
         layout = Layout()
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
         with torch.inference_mode():
-            self._forward(ids, torch.arange(2, device=self.device)[None], layout, self._tensor([1]))
+            logits = self._forward(ids, torch.arange(2, device=self.device)[None], layout, self._tensor([1]))
+        if len(logits) != 1:
+            raise DataError("it does not give the logits of chosen positions only")
         return layout
 
     def _batch(self, row: Many[Chunk], cache: PagedCache) -> tuple[Batch, Tensor, Tensor]:
@@ -85,11 +91,11 @@ class Runner:
         for chunk in row:
             start = len(ids)
             sequence = chunk.sequence
-            ids += sequence.tokens[chunk.start : chunk.end]
-            positions += range(chunk.start, chunk.end)
-            slots += [sequence.blocks[at // size] * size + at % size for at in range(chunk.start, chunk.end)]
-            if chunk.count > 1 or chunk.start == 0:
-                used = sequence.blocks[: -(-chunk.end // size)]
+            ids += chunk.ids
+            positions += range(chunk.start, chunk.stop)
+            slots += [sequence.blocks[at // size] * size + at % size for at in range(chunk.start, chunk.stop)]
+            if not is_decode(chunk):
+                used = sequence.blocks[: -(-chunk.stop // size)]
                 prefills.append(Prefill(start, len(ids), chunk.start, self._tensor([used])))
         batch = Batch(cache, self._tensor(slots), tuple(prefills), tuple(self._groups(row, len(ids), size)))
         return batch, self._tensor([ids]), self._tensor([positions])
@@ -117,24 +123,56 @@ class Runner:
             start += len(group)
         return result
 
-    def _scores(self, chunks: Many[Chunk], logits: Tensor) -> tuple[tuple[Chunk, list[float]], ...]:
-        """Read off the probability of each chunk's next tokens."""
-        result = []
-        at = 0
-        for chunk in chunks:
-            targets = chunk.sequence.tokens[chunk.start + 1 : chunk.end + 1]
-            rows = logits[at : at + len(targets)]
-            result.append((chunk, logprobs_of(rows, self._tensor(targets)).tolist() if targets else []))
-            at += len(targets)
-        return tuple(result)
-
     def _tensor(self, values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Whose logits are needed, by position in a step's row."""
+
+    sampled: tuple[Chunk, ...]
+    scored: tuple[Chunk, ...]
+    keep: list[int]
+    """Positions of those to sample from first, then of those to score."""
+
+    @staticmethod
+    def of(row: Many[Chunk]) -> Wanted:
+        """Read it off the chunks, in the order of the row."""
+        sampled = tuple(chunk for chunk in row if chunk.complete and not chunk.sequence.score)
+        scored = tuple(chunk for chunk in row if chunk.sequence.wants_prompt and _targets(chunk))
+        starts: dict[int, int] = {}
+        at = 0
+        for chunk in row:
+            starts[id(chunk)] = at
+            at += chunk.stop - chunk.start
+        keep: list[int] = []
+        for chunk in sampled:
+            first = starts[id(chunk)] + chunk.count - 1
+            keep += range(first, first + 1 + len(chunk.draft))
+        for chunk in scored:
+            keep += range(starts[id(chunk)], starts[id(chunk)] + len(_targets(chunk)))
+        return Wanted(sampled, scored, keep)
+
+    def output(self, logits: Tensor) -> Output:
+        """Sort logits `[keep, vocabulary]` to their chunks."""
+        rows = sum(1 + len(chunk.draft) for chunk in self.sampled)
+        targets = [token for chunk in self.scored for token in _targets(chunk)]
+        tops = [chunk.sequence.params.prompt_logprobs or 0 for chunk in self.scored for _ in _targets(chunk)]
+        entries = iter(report(logits[rows:], targets, tops))
+        scored = tuple((chunk, [next(entries) for _ in _targets(chunk)]) for chunk in self.scored)
+        return Output(self.sampled, logits[:rows], scored)
+
+
+def _targets(chunk: Chunk) -> list[int]:
+    """Return the tokens of the prompt that the chunk's positions foretell."""
+    sequence = chunk.sequence
+    return sequence.tokens[chunk.start + 1 : min(chunk.end + 1, sequence.prompt_length)]
+
+
 def is_decode(chunk: Chunk) -> bool:
     """True for one new token behind a past: these are batched; everything else is a prefill."""
-    return chunk.count == 1 and chunk.start > 0
+    return chunk.stop - chunk.start == 1 and chunk.start > 0
 
 
 def bucket(chunk: Chunk, block_size: int) -> int:
@@ -145,22 +183,3 @@ def bucket(chunk: Chunk, block_size: int) -> int:
 def arrange(chunks: Many[Chunk]) -> list[Chunk]:
     """Order a step's row: prefills, then single tokens by length, so that every group is one slice."""
     return sorted(chunks, key=lambda chunk: (is_decode(chunk), chunk.end if is_decode(chunk) else 0))
-
-
-def _wanted(row: Many[Chunk]) -> tuple[list[int], tuple[Chunk, ...], tuple[Chunk, ...]]:
-    """Return the positions in the row whose logits are needed, those to sample from first."""
-    last: list[int] = []
-    sampled: list[Chunk] = []
-    every: list[int] = []
-    scored: list[Chunk] = []
-    at = 0
-    for chunk in row:
-        if chunk.sequence.score:
-            scored.append(chunk)
-            # The last token of a prompt has no successor to be scored.
-            every += range(at, at + chunk.count - chunk.complete)
-        elif chunk.complete:
-            sampled.append(chunk)
-            last.append(at + chunk.count - 1)
-        at += chunk.count
-    return last + every, tuple(sampled), tuple(scored)
