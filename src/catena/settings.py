@@ -29,6 +29,15 @@ class ServeSettings(Config):
     """Port; 0 takes any free one."""
 
 
+class TrackSettings(Config):
+    """Where runs are written down beside the workspace."""
+
+    tensorboard: Path | None = None
+    """Folder for TensorBoard's files; none: nothing is written."""
+    mlflow: str = ""
+    """MLflow tracking URI; empty: nothing is sent."""
+
+
 class Settings(Config):
     """Everything that is set once and not in a recipe."""
 
@@ -39,6 +48,7 @@ class Settings(Config):
     files: str = ""
     """fsspec URL of the files for new workspaces; empty: a folder inside the workspace."""
     serve: ServeSettings = ServeSettings()
+    track: TrackSettings = TrackSettings()
 
 
 def load_settings(

@@ -13,20 +13,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from catena.core.errors import NotFound
+from catena.core.errors import NotFound, UsageError
 from catena.core.events import Listener
 from catena.core.generate import GENERATORS, Generator, Message, Request, SamplingParams
-from catena.core.types import Artifact, ModelVersion
+from catena.core.types import Artifact, DatasetVersion, ModelVersion
 from catena.flow.plan import PlannedStep, make_plan
-from catena.flow.recipe import Recipe, check_recipe, load_recipe
+from catena.flow.recipe import Recipe, load_recipe, one_step
 from catena.flow.run import RecipeRun, run_recipe
-from catena.flow.source import Source
 from catena.hub.datasets import Dataset
 from catena.hub.lineage import AnswerSource, Graph, answer_sources, trace
 from catena.hub.store import FOLDER, Store, init_store, open_store
 from catena.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from catena.flow.tune import Tuned
+
+TRAINED_BY = {"conversation": "train.sft", "document": "train.pretrain", "example": "train.classify"}
+"""The stage that trains a model on a dataset, by its shape."""
 
 
 def open(path: str | Path | None = None, *, create: bool = True) -> Workspace:
@@ -94,9 +99,33 @@ class Workspace:
         listeners: Iterable[Listener] = (),
         on: str = "local",
     ) -> RecipeRun:
-        """Run a recipe; finished steps come from the store. `on` says who works on shards of rows: local or ray."""
-        checked = self.recipe(recipe, overrides)
+        """Run a recipe; finished steps come from the store. `on` says who works on shards of rows: local or ray.
+
+        Where it has a section `tune`, the search comes first, and its step then has the best values.
+        """
+        from catena.flow.tune import settled
+
+        listeners = tuple(listeners)
+        checked = settled(self.store, self.recipe(recipe, overrides), until, listeners, on)
         return run_recipe(self.store, checked, refresh=refresh, until=until, report=report, listeners=listeners, on=on)
+
+    def tune(
+        self,
+        recipe: str | Path | Recipe,
+        *,
+        overrides: Sequence[str] = (),
+        listeners: Iterable[Listener] = (),
+        on: str = "local",
+        **section: Any,
+    ) -> Tuned:
+        """Search good values for a step of a recipe; `section` are fields of `TuneConfig`, over the recipe's own.
+
+        `on` says where trials run: local (processes, `jobs` at once) or ray. The result's `recipe` has the best values.
+        """
+        from catena.flow.tune import tune, with_search
+
+        checked = self.recipe(recipe, overrides)
+        return tune(self.store, with_search(checked, section), listeners=listeners, on=on)
 
     def do(
         self,
@@ -111,12 +140,8 @@ class Workspace:
         listeners: Iterable[Listener] = (),
     ) -> Artifact:
         """Run one stage on stored things; the same as a recipe of one step."""
-        key = stage.rpartition(".")[2]
-        step: dict[str, Any] = {"stage": stage, "use": dict(inputs or {}), "with": dict(config or {})}
-        if name:
-            step["name"] = name
-        source = Source(f"catena do {stage}", "", {"name": "do", "seed": seed, "steps": {key: step}})
-        recipe = check_recipe(source, store=self.store)
+        recipe = one_step(stage, inputs or {}, config or {}, name=name, seed=seed, store=self.store)
+        (key,) = recipe.steps
         return run_recipe(self.store, recipe, refresh=refresh, listeners=listeners, on=on).outputs[key]
 
     def resolve(self, ref: str) -> Artifact:
@@ -125,8 +150,6 @@ class Workspace:
 
     def dataset(self, ref: str) -> Dataset:
         """Open a stored dataset: iterate `samples()`, look at `rejects()`."""
-        from catena.core.types import DatasetVersion
-
         return self.store.open_dataset(self.store.resolve(ref, DatasetVersion))
 
     def model(self, ref: str) -> ModelHandle:
@@ -184,6 +207,38 @@ class ModelHandle:
         requests = [Request(str(number), prompt, sampling) for number, prompt in enumerate(prompts)]
         answers = {completion.request_id: completion.text for completion in self.generator.generate(requests)}
         return [answers[request.id] for request in requests]
+
+    def train(
+        self,
+        dataset: str | DatasetVersion | Dataset,
+        *,
+        epochs: float | None = None,
+        stage: str = "",
+        name: str | None = None,
+        seed: int = 0,
+        listeners: Iterable[Listener] = (),
+        **fields: Any,
+    ) -> ModelHandle:
+        """Train on a stored dataset and return the new model; this one stays as it is.
+
+        The dataset's shape says how, unless `stage` does: conversations `train.sft`, documents `train.pretrain`,
+        examples `train.classify`. `fields` are fields of that stage's config: `batch_size`, `optimizer`, and the rest.
+        """
+        version = dataset.version if isinstance(dataset, Dataset) else dataset
+        data = self.store.resolve(version, DatasetVersion) if isinstance(version, str) else version
+        chosen = stage or TRAINED_BY.get(data.shape, "")
+        if not chosen:
+            raise UsageError(f"nothing is trained on data of the shape {data.shape!r} unless `stage` says what")
+        if epochs is not None and chosen == "train.sft":
+            if "phases" in fields:
+                raise UsageError("phases have epochs of their own", hint="Give epochs or phases, not both.")
+            fields["phases"] = [{"epochs": epochs}]
+        elif epochs is not None:
+            fields["epochs"] = epochs
+        source = "tokenizer" if self.version.form == "tokenizer" else "base"
+        inputs = {source: self.version.digest, "data": data.digest}
+        made = Workspace(self.store).do(chosen, inputs, fields, name=name, seed=seed, listeners=listeners)
+        return ModelHandle(self.store, cast("ModelVersion", made))
 
     def sources(self, answer: str, limit: int = 3) -> list[AnswerSource]:
         """Say which training samples, and so which pages, an answer was learnt from."""

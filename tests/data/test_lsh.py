@@ -9,8 +9,8 @@ import pytest
 from catena.data import lsh
 from catena.data.clusters import choose
 from catena.data.lsh import across, buckets, link
-from catena.data.minhash import band_keys, candidates, jaccard, shingles, signatures
-from catena.data.shingles import Sets, shingle_sets, word_hashes
+from catena.data.minhash import band_keys, candidates, shingles, signatures
+from catena.data.shingles import Sets, jaccard, shingle_sets, word_hashes
 from catena.data.words import folded_words
 
 

@@ -7,6 +7,7 @@ import pytest
 from catena.core.errors import DataError
 from catena.core.stage import Context
 from catena.core.types import DatasetVersion
+from catena.data import parallel
 from catena.data.bitext import align, learn_lexicon, length_cost, word_share
 from catena.data.sentences import sentences
 from tests.data.stores import document, put, rejects, run, samples
@@ -167,3 +168,19 @@ def test_endless_documents_and_datasets_without_pairs_are_refused(context: Conte
         run(context, "data.align_parallel", {"max_sentences": 2, "pair_by": "page"}, source=source, target=target)
     with pytest.raises(DataError, match="no document"):
         run(context, "data.align_parallel", {"pair_by": "nothing"}, source=source, target=target)
+
+
+def test_however_few_documents_are_read_at_once_each_meets_its_translation(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [document(f"Sentence number {n}.", n, metadata={"page": n}) for n in range(7)]
+    others = [document(f"第{n}句话。", n, metadata={"page": n}) for n in (6, 2, 9, 0, 3, 1, 5)]
+    others.append(document("第二句话，另一版。", "again", metadata={"page": 2}))
+    source, target = put(context.store, rows), put(context.store, others)
+    whole = run(context, "data.align_parallel", {"pair_by": "page", "min_score": 0}, source=source, target=target)
+    monkeypatch.setattr(parallel, "AT_ONCE", 2)
+    made = run(context, "data.align_parallel", {"pair_by": "page", "min_score": 0}, source=source, target=target)
+    assert made.digest == whole.digest
+    assert [row.data["output"] for row in samples(context.store, made)][2] == "第二句话，另一版。"
+    kept_back = [(row.text, reason) for row, reason, _ in rejects(context.store, made)]
+    assert kept_back == [(text, "no_translation") for text in ("Sentence number 4.", "第2句话。", "第9句话。")]

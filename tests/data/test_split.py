@@ -10,7 +10,8 @@ import pytest
 from catena.core.errors import ConfigError, DataError
 from catena.core.sample import Sample
 from catena.core.stage import Context
-from catena.data.minhash import jaccard, shingles
+from catena.data.minhash import shingles
+from catena.data.shingles import jaccard
 from catena.data.split import assign, assign_evenly
 from tests.data.stores import document, documents, put, run, samples
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import pytest
 from catena.core.errors import UsageError
 from catena.core.types import DatasetVersion
 from catena.hub import versions
-from catena.hub.store import Store
+from catena.hub.fsck import check
+from catena.hub.store import Store, open_store
 from tests.hub.edits import BASE, Edit, edit, put, retext, texts
 
 
@@ -144,3 +148,52 @@ def test_a_resolution_that_fits_nothing_is_refused(
     with pytest.raises(UsageError, match=message):
         versions.merge(store, "pages", "fix", resolutions=resolutions)
     assert len(versions.log(store, "pages", "main")) == 2
+
+
+KILLED = """
+import os, signal, sys
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from catena.hub import index, merge, revisions, versions
+from catena.hub.store import open_store
+where = sys.argv[2]
+def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+rows, record = merge.Merge.rows, index.Index.add_commit
+def half_of(self):
+    yield next(rows(self))
+    die()
+def recorded(*given, **named):
+    record(*given, **named)
+    die()
+if where == "rows": merge.Merge.rows = half_of
+if where == "revision": revisions._Revision._record = die
+if where == "record": index.Index.add_commit = die
+if where == "recorded": index.Index.add_commit = recorded
+versions.merge(open_store(Path(sys.argv[1])), "pages", "fix")
+"""
+
+
+@pytest.mark.parametrize("where", ["rows", "revision", "record", "recorded"])
+def test_a_killed_merge_is_there_whole_or_not_at_all_and_can_be_done_again(
+    store: Store, tmp_path: Path, where: str
+) -> None:
+    def theirs(rows: list[dict]) -> list[dict]:
+        return [*without("k05")(retext("k02", "theirs")(rows)), {"_id": "new", "text": "new"}]
+
+    diverge(store, tmp_path, retext("k01", "ours"), theirs)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(store.root), where], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    again = open_store(store.root)
+    merged = {**BASE, "k01": "ours", "k02": "theirs", "new": "new"}
+    del merged["k05"]
+    assert texts(again, "pages") == (merged if where == "recorded" else {**BASE, "k01": "ours"})
+    assert texts(again, "pages@fix").keys() == merged.keys()
+    assert check(again) == []
+    assert versions.merge(again, "pages", "fix").status == ("up to date" if where == "recorded" else "merged")
+    assert texts(again, "pages") == merged
+    assert len(versions.log(again, "pages", "main")[0].commit.parents) == 2
+    assert versions.verify(again, "pages") == []
+    assert check(again) == []
+    again.close()

@@ -10,16 +10,20 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from catena.core.errors import DataError, UsageError
+from catena.core.errors import ConfigError, DataError, UsageError
 from catena.core.sample import Sample
 from catena.core.types import DatasetVersion, ModelVersion
 from catena.hub.store import Store
 from catena.models import checkpoint
 from catena.models.chat import encode_conversations
 from catena.train.artifacts import license_of
+from catena.train.batches import PackedDocuments
+from catena.train.curriculum import Phase
 from catena.train.pretrain import PretrainConfig, pretrain, steps_of
-from catena.train.sft import Phase, SftConfig, sft
+from catena.train.sft import SftConfig, sft
 from catena.train.tokenizer import TokenizerConfig, tokenizer
+from catena.train.tokens import documents_in_memory
+from catena.workspace import Workspace
 from tests.train.conftest import Recorded, conversation
 
 MakeContext = Callable[[str], Recorded]
@@ -202,10 +206,12 @@ def test_licences_of_the_inputs_are_joined(store: Store) -> None:
 
 def test_budgets_become_steps() -> None:
     shape = {"batch_size": 4, "sequence_length": 16}
-    assert steps_of(PretrainConfig(steps=5, **shape), 100) == 5
-    assert steps_of(PretrainConfig(tokens=1000, **shape), 100) == 15
-    assert steps_of(PretrainConfig(epochs=2, **shape), 100) == 50
-    assert steps_of(PretrainConfig(**shape), 100) == 25
+    drawn = PackedDocuments(documents_in_memory([[5] * 1600], 1), 16, 4, (0,))
+    assert steps_of(PretrainConfig(steps=5, **shape), drawn) == 5
+    assert steps_of(PretrainConfig(tokens=1000, **shape), drawn) == 15
+    assert steps_of(PretrainConfig(epochs=2, **shape), drawn) == 50
+    assert steps_of(PretrainConfig(**shape), drawn) == 25
+    assert steps_of(PretrainConfig(tokens=1000, tokens_per_batch=100, **shape), drawn) == 10
 
 
 def test_loss_mask_of_training_is_that_of_the_saved_template(store: Store, base: ModelVersion) -> None:
@@ -231,10 +237,9 @@ class FewSteps:
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 12])
 @pytest.mark.parametrize("every", [2, 4])
 def test_replay_puts_documents_between_and_loses_no_batch_of_conversations(steps: int, every: int) -> None:
-    from catena.train.batches import PackedDocuments
     from catena.train.replay import REPLAY_CURVE, Replayed
 
-    documents = PackedDocuments([[5] * 40], 1, 4, 2, (7,))
+    documents = PackedDocuments(documents_in_memory([[5] * 40], 1), 4, 2, (7,))
     course: Any = Replayed(FewSteps(steps), documents, every)  # type: ignore[arg-type]
     drawn = [course.batch(step) for step in range(course.steps)]
     assert [batch for batch in drawn if isinstance(batch, int)] == list(range(steps))
@@ -246,3 +251,108 @@ def test_replay_puts_documents_between_and_loses_no_batch_of_conversations(steps
     assert [course.rate(step) for step in range(course.steps)] == sorted(
         course.rate(step) for step in range(course.steps)
     )
+
+
+def test_packed_conversations_are_learnt_as_well_as_padded_ones(
+    recorded: MakeContext, base: ModelVersion, conversations: DatasetVersion
+) -> None:
+    made = recorded("packed")
+    many = {"packing": True, "sequence_length": 100, "phases": (Phase(epochs=20),)}
+    sft(made.context, SftConfig(**{**TUNE, "batch_size": 2}, **many), base=base, data=conversations)
+    losses = made.values("loss")
+    assert losses[-1] < 0.5 * losses[0]
+    again = recorded("again")
+    sft(again.context, SftConfig(**{**TUNE, "batch_size": 2}, **many), base=base, data=conversations)
+    assert again.values("loss") == losses
+
+
+def test_token_budget_and_packing_need_fewer_steps_than_rows(
+    recorded: MakeContext, base: ModelVersion, conversations: DatasetVersion
+) -> None:
+    steps = {}
+    for name, more in {"rows": {}, "budget": {"tokens_per_batch": 600}, "packed": {"packing": True}}.items():
+        made = recorded(name)
+        sft(made.context, SftConfig(**{**TUNE, "log_every": 1, **more}), base=base, data=conversations)
+        steps[name] = len(made.values("learning_rate"))
+    assert steps["rows"] == 8
+    assert steps["packed"] == 1
+    assert steps["budget"] < steps["rows"]
+
+
+def test_long_conversations_are_split_at_their_questions(
+    store: Store, recorded: MakeContext, base: ModelVersion
+) -> None:
+    with store.new_dataset("conversation") as writer:
+        turns = [turn for number in range(20) for turn in conversation(number, 0)]
+        writer.add(Sample(id="long", data={"messages": turns}, split="train"))
+        data = writer.commit()
+    made = recorded("split")
+    sft(made.context, SftConfig(phases=(Phase(steps=2),), overlong="split", **TUNE), base=base, data=data)
+    assert made.values("split") == [1]
+    assert "1 of 1 conversations: split (context 128)" in made.said()
+
+
+def test_packing_is_refused_where_a_prompt_stands_before_each_conversation() -> None:
+    with pytest.raises(ValidationError, match="a prompt stands before each"):
+        SftConfig(packing=True, adapter={"kind": "prompt"})
+
+
+def test_separate_documents_are_packed_whole_and_measured(
+    recorded: MakeContext, words: ModelVersion, documents: DatasetVersion
+) -> None:
+    made = recorded("separate")
+    config = PRETRAIN.model_copy(update={"documents": "separate", "sequence_length": 64, "tokens_per_batch": 256})
+    pretrain(made.context, config, tokenizer=words, data=documents)
+    assert made.values("val_loss")
+    assert made.values("split")[0] > 0
+    assert made.values("training_tokens") == [8 * 256]
+
+
+def test_model_is_pretrained_further(
+    recorded: MakeContext, base: ModelVersion, words: ModelVersion, documents: DatasetVersion
+) -> None:
+    first, further = recorded("first"), recorded("further")
+    config = PRETRAIN.model_copy(update={"preset": None, "steps": 20})
+    made = pretrain(further.context, config, base=base, data=documents)
+    pretrain(first.context, PRETRAIN.model_copy(update={"steps": 20}), tokenizer=words, data=documents)
+    assert made.parameters == base.parameters
+    assert further.values("val_loss")[0] < first.values("val_loss")[0]
+    with pytest.raises(UsageError, match="brings its own tokenizer"):
+        pretrain(further.context, config, base=base, tokenizer=words, data=documents)
+    with pytest.raises(UsageError, match="nothing to begin with"):
+        pretrain(further.context, config, data=documents)
+    with pytest.raises(UsageError, match="needs a preset"):
+        pretrain(further.context, config, tokenizer=words, data=documents)
+    with pytest.raises(UsageError, match="longer than the model's context, 128"):
+        longer = config.model_copy(update={"sequence_length": 256})
+        pretrain(further.context, longer, base=base, data=documents)
+
+
+def test_character_tokenizer_has_the_characters_of_the_text_and_no_others(
+    store: Store, recorded: MakeContext, documents: DatasetVersion
+) -> None:
+    made = tokenizer(recorded("characters").context, TokenizerConfig(kind="character"), source=documents)
+    words = AutoTokenizer.from_pretrained(store.checkout(made))
+    ids = words("世界 alpha.", add_special_tokens=False).input_ids
+    assert len(ids) == 9
+    assert words.decode(ids) == "世界 alpha."
+    assert words("ß", add_special_tokens=False).input_ids == [words.unk_token_id]
+    assert made.architecture == "Characters"
+
+
+def test_python_handle_trains_on_what_the_dataset_is(
+    store: Store, base: ModelVersion, words: ModelVersion, documents: DatasetVersion, conversations: DatasetVersion
+) -> None:
+    with Workspace(store) as workspace:
+        handle = workspace.model(base.digest)
+        small = {"warmup_steps": 2, "log_every": 1}
+        tuned = handle.train(conversations.digest, epochs=2, batch_size=16, optimizer="sgd", name="tuned", **small)
+        further = handle.train(workspace.dataset(documents.digest), epochs=0.5, sequence_length=32, **small)
+        new = workspace.model(words.digest).train(documents, preset="llama-nano", steps=2, sequence_length=32)
+        assert workspace.model("tuned").version.digest == tuned.version.digest
+        assert base.digest in tuned.version.parents
+        assert len({base.digest, tuned.version.digest, further.version.digest, new.version.digest}) == 4
+        with pytest.raises(UsageError, match="epochs of their own"):
+            handle.train(conversations.digest, epochs=2, phases=[{"steps": 1}])
+        with pytest.raises(ConfigError, match="batch_sise"):
+            handle.train(conversations.digest, batch_sise=2)

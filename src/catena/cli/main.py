@@ -14,7 +14,20 @@ from typing import Annotated
 
 import typer
 
-from catena.cli import artifact, commit, data, erase, history, model, recipe, stage, workspace
+from catena.cli import (
+    artifact,
+    commit,
+    data,
+    erase,
+    history,
+    model,
+    plan_training,
+    recipe,
+    stage,
+    train,
+    tune,
+    workspace,
+)
 from catena.cli.out import Out
 from catena.cli.session import Session, session_of
 from catena.core.errors import Cancelled, CatenaError, UsageError, environment_problem
@@ -28,7 +41,7 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for commands in (workspace, recipe, stage, artifact, history, model):
+for commands in (workspace, recipe, tune, stage, train, artifact, history, model, plan_training):
     for name, command, example in commands.COMMANDS:
         # \b keeps the lines of the example as they are.
         app.command(name, epilog=f"\b\nExamples:\n{example}")(command)

@@ -71,6 +71,8 @@ def step_text(event: Mapping[str, Any]) -> str:
         line += f"  {event['ref']}"
     if event.get("tags"):
         line += f"  [{', '.join(event['tags'])}]"
+    if event.get("note"):
+        line += f"  {event['note']}"
     return line
 
 

@@ -17,6 +17,8 @@ Assignments = Annotated[
 ]
 Until = Annotated[str | None, typer.Option(metavar="STEP", help="Only this step and what it needs.")]
 Executor = Literal["local", "ray"]
+TensorBoard = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write metrics for TensorBoard too.")]
+Mlflow = Annotated[str | None, typer.Option(metavar="URI", help="Send configs and metrics to MLflow too.")]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Look at the outside world again (crawls).")]
 
 
@@ -28,6 +30,8 @@ def run(
     refresh: Refresh = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the report (HTML).")] = None,
     on: Annotated[Executor, typer.Option(help="Who works on shards of rows; the outputs are the same.")] = "local",
+    tensorboard: TensorBoard = None,
+    mlflow: Mlflow = None,
 ) -> None:
     """Run a recipe. What was done before comes from the store; a killed run goes on where it was."""
     from catena.cli.views import run_result
@@ -35,7 +39,7 @@ def run(
 
     session = session_of(context)
     load_recipe(recipe, overrides=assignments or ())  # a recipe with a mistake leaves no empty workspace behind
-    with session.open(create=True) as workspace, session.out.progress(events=True) as listeners:
+    with session.open(create=True) as workspace, session.listeners(tensorboard, mlflow, events=True) as listeners:
         result = workspace.run(
             recipe,
             overrides=assignments or (),
@@ -76,6 +80,7 @@ COMMANDS = (
         "  catena run recipes/python-helper.yaml\n"
         "  catena run recipes/python-helper.yaml --set base.tokens=100000 --until base\n"
         "  catena run recipes/python-helper.yaml --on ray\n"
+        "  catena run recipes/python-helper.yaml --tensorboard board --mlflow http://127.0.0.1:5000\n"
         "  catena run recipes/python-helper.yaml --json | tail -1",
     ),
     ("plan", plan, "  catena plan recipes/python-helper.yaml\n  catena plan recipes/python-helper.yaml --json"),

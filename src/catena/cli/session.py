@@ -14,6 +14,7 @@ import typer
 from catena.cli.out import Out
 
 if TYPE_CHECKING:
+    from catena.core.events import Listener
     from catena.settings import Settings
     from catena.workspace import Workspace
 
@@ -39,6 +40,18 @@ class Session:
 
         with open_with(self.settings(), create=create) as workspace:
             yield workspace
+
+    @contextmanager
+    def listeners(
+        self, tensorboard: Path | None = None, mlflow: str | None = None, *, events: bool = False
+    ) -> Iterator[tuple[Listener, ...]]:
+        """Give everyone who listens to a run: what shows it, and the writers that options or settings ask for."""
+        from catena.flow.writers import writers
+
+        track = self.settings().track
+        wanted = writers(tensorboard or track.tensorboard, track.mlflow if mlflow is None else mlflow)
+        with self.out.progress(events=events) as shown, wanted as written:
+            yield (*shown, *written)
 
 
 def session_of(context: typer.Context) -> Session:

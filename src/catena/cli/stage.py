@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from catena.cli.recipe import Executor
+from catena.cli.recipe import Executor, Mlflow, TensorBoard
 from catena.cli.session import session_of
 from catena.core.errors import EnvironmentProblem, UsageError
 
@@ -24,6 +24,8 @@ def do(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     refresh: Annotated[bool, typer.Option("--refresh", help="Look at the outside world again (collecting).")] = False,
     on: Annotated[Executor, typer.Option(help="Who works on shards of rows; the outputs are the same.")] = "local",
+    tensorboard: TensorBoard = None,
+    mlflow: Mlflow = None,
 ) -> None:
     """Run one stage on stored things: a recipe of one step."""
     from catena.cli.views import artifact_line
@@ -31,7 +33,7 @@ def do(
 
     session = session_of(context)
     inputs, config = pairs(use or ()), override({}, assignments or ())
-    with session.open(create=True) as workspace, session.out.progress() as listeners:
+    with session.open(create=True) as workspace, session.listeners(tensorboard, mlflow) as listeners:
         made = workspace.do(stage, inputs, config, name=name, seed=seed, refresh=refresh, on=on, listeners=listeners)
         names = [f"{row.name}@{row.version}" for row in workspace.store.index.versions(digest=made.digest)]
     if session.out.json:

@@ -12,6 +12,8 @@ from catena.core.types import Artifact, ArtifactBase, DatasetVersion, ModelVersi
 
 if TYPE_CHECKING:
     from catena.flow.run import RecipeRun
+    from catena.flow.search import Trial
+    from catena.flow.tune import Tuned
     from catena.hub.store import Store
 
 
@@ -148,4 +150,33 @@ def history_of(store: Store, about: str | None = None) -> dict[str, list[dict[st
             }
             for move in reversed(moves)
         ],
+    }
+
+
+def tune_record(found: Tuned) -> dict[str, Any]:
+    """Return the last line of `catena tune --json`: the best trial, all of them by number, and where the report is."""
+    return {
+        "event": "end",
+        "status": "done",
+        "step": found.config.step,
+        "best": _trial_record(found, found.best),
+        "front": [trial.number for trial in found.front],
+        "trials": [_trial_record(found, trial) for trial in found.trials],
+        "ref": found.ref,
+        "digest": found.report.digest,
+        "report": str(found.page),
+    }
+
+
+def _trial_record(found: Tuned, trial: Trial) -> dict[str, Any]:
+    metrics = [objective.metric for objective in found.config.objectives]
+    return {
+        "trial": trial.number,
+        "stage": trial.phase,
+        "status": trial.status,
+        "values": dict(trial.values),
+        "scores": dict(zip(metrics, trial.scores, strict=False)),
+        "ref": trial.ref,
+        "digest": trial.digest,
+        "error": trial.error,
     }

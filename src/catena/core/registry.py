@@ -70,6 +70,7 @@ EXTRA_OF: dict[str, str] = {
     "transformers": "train",
     "tokenizers": "train",
     "safetensors": "train",
+    "peft": "train",
     "numpy": "data",
     "cryptography": "data",
     "scipy": "data",
@@ -93,8 +94,12 @@ EXTRA_OF: dict[str, str] = {
     "ftfy": "data",
     "sklearn": "data",
     "cleanlab": "data",
+    "optuna": "tune",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
     "openai": "chat",
     "psycopg": "postgres",
+    "s3fs": "s3",
 }
 
 

@@ -7,15 +7,16 @@ of fewer in short items, weighted by how rare they are. Every row that is kept b
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from pydantic import Field
 
 from catena.core.config import Config
+from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
-from catena.data.overlap import Index
-from catena.data.words import folded_words
+from catena.data.overlap import BATCH, Index
 
 COUNTED = 20_000
 """Rows of the source that weights are taken from, spread evenly: rare from common is told by far fewer."""
@@ -32,6 +33,20 @@ class DecontaminateConfig(Config):
     """Only rows of this split of the source are checked, the others go on; all if empty."""
     against_split: str = ""
     """Only rows of this split of the evaluation sets are looked for; all if empty."""
+
+
+def together(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Yield samples in runs that are searched at once, of bounded length."""
+    some: list[Sample] = []
+    size = 0
+    for sample in samples:
+        some.append(sample)
+        size += len(sample.text)
+        if size >= BATCH:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 @stage("data.decontaminate")
@@ -54,18 +69,16 @@ def decontaminate(
     opened = ctx.store.open_dataset(source)
     step = max(1, source.rows // COUNTED)
     counted = ctx.progress("Weigh n-grams", -(-source.rows // step))
-    for sample in counted.over(islice(opened.samples(), 0, None, step)):
-        index.learn(folded_words(sample.text))
+    for some in together(counted.over(islice(opened.samples(), 0, None, step))):
+        index.learn([sample.text for sample in some])
     items: Counter[str] = Counter()
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
-        for sample in ctx.progress("Decontaminate", source.rows).over(opened.samples()):
-            if cfg.split and sample.split != cfg.split:
-                out.add(sample)
-                continue
-            found = index.best(sample.text, cfg.threshold)
-            if found is None:
-                out.add(sample)
-            else:
+        for some in together(ctx.progress("Decontaminate", source.rows).over(opened.samples())):
+            checked = [sample.text if cfg.split in ("", sample.split) else "" for sample in some]
+            for sample, found in zip(some, index.search(checked, cfg.threshold), strict=True):
+                if found is None:
+                    out.add(sample)
+                    continue
                 items[found.item] += 1
                 out.reject(
                     sample, "contaminated", f"{found.item}, overlap {found.overlap:.3f}, from word {found.first}"

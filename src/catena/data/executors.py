@@ -146,7 +146,7 @@ def run_on_ray(shards: Sequence[Shard], workers: int, finished: Finished) -> Non
     ray: Any = require("ray", "ray")
     from catena.data.shards import run_shard
 
-    with _connected(ray):
+    with connected(ray):
         remote = ray.remote(run_shard).options(max_retries=ATTEMPTS, num_cpus=1)
         waiting = list(reversed(shards))
         running: dict[Any, Shard] = {}
@@ -164,7 +164,8 @@ def run_on_ray(shards: Sequence[Shard], workers: int, finished: Finished) -> Non
 
 
 @contextmanager
-def _connected(ray: Any) -> Iterator[None]:
+def connected(ray: Any) -> Iterator[None]:
+    """Hold a connection to the Ray cluster of RAY_ADDRESS, or start one here for as long as the block lasts."""
     if ray.is_initialized():
         yield
         return

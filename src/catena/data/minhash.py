@@ -12,14 +12,12 @@ text instead of one for each place (256 by default), and each place still agrees
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from catena.data.shingles import MULTIPLIER, Hashes, Offsets, Sets, jaccard, mixed, shingle_sets
-from catena.data.words import folded_words
+from catena.data.shingles import MULTIPLIER, Hashes, Offsets, Sets, mixed, shingle_sets
 
 Pairs = npt.NDArray[np.int64]
 
@@ -104,50 +102,3 @@ def _bucket_pairs(members: npt.NDArray[np.intp], texts: int) -> Pairs:
 def shingles(words: Sequence[str], ngram: int) -> Hashes:
     """Return the sorted distinct shingles of `ngram` words, each as a 64-bit hash; a shorter text is one shingle."""
     return shingle_sets([" ".join(words)], ngram).values
-
-
-class Verified:
-    """Texts in memory, their near-duplicate pairs, and exact similarity on demand.
-
-    `words` are (position in the caller's list, words); a text without a word has no place here: all empty texts would
-    be alike.
-    """
-
-    def __init__(self, words: Mapping[int, Sequence[str]], ngram: int) -> None:
-        self._places = {place: index for index, place in enumerate(words)}
-        self._sets = shingle_sets([" ".join(text) for text in words.values()], ngram)
-
-    def similarity(self, first: int, second: int) -> float:
-        """Return the exact Jaccard similarity of two texts' shingles."""
-        return jaccard(self._sets.of(self._places[first]), self._sets.of(self._places[second]))
-
-    def pairs(self, bands: int, rows: int, threshold: float) -> tuple[list[tuple[int, int]], int]:
-        """Return the pairs that are at least `threshold` alike, and how many candidates were verified for that."""
-        places = list(self._places)
-        if len(places) < 2:
-            return [], 0
-        found = candidates(band_keys(signatures(self._sets, bands * rows), bands, rows))
-        pairs = [(places[first], places[second]) for first, second in found]
-        return [pair for pair in pairs if self.similarity(*pair) >= threshold], len(pairs)
-
-
-def read_words(texts: Sequence[str]) -> dict[int, list[str]]:
-    """Return the folded words of each text that has any, by position."""
-    found = ((place, folded_words(text)) for place, text in enumerate(texts))
-    return {place: words for place, words in found if words}
-
-
-def components(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Return the groups of connected members among `count`, single ones included, each ascending, ordered by first."""
-    if not count:
-        return []
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    edges: Any = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(edges), dtype=np.int8), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    _, labels = connected_components(graph, directed=False)
-    groups: dict[int, list[int]] = {}
-    for member, label in enumerate(labels.tolist()):
-        groups.setdefault(label, []).append(member)
-    return list(groups.values())

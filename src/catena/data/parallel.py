@@ -1,15 +1,19 @@
 """`data.align_parallel`: two datasets of documents that translate each other become examples, sentence by sentence.
 
-Documents are paired by a key of their metadata, or by their order; sentences are aligned as `bitext` says.
+    two tables -> pairs (the rest kept back, lengths added up) -> words learnt -> aligned (`bitext`) -> examples
+
+Documents are paired by a key of their metadata, or by their order. Each step reads the tables again, some rows at a
+time: of texts that are not being aligned, only keys and places are in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from catena.core.config import Config
@@ -19,10 +23,18 @@ from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.bitext import Bead, Lexicon, align, learn_lexicon
 from catena.data.sentences import sentences
+from catena.hub.datasets import Dataset
+from catena.hub.rows import to_sample
 
 LEARNED = 20_000
 """Pairs of sentences that the lexicon is learned from at most, and at least: of fewer, chance would be learned."""
 FEWEST = 50
+
+
+# Documents whose translations are fetched at once.
+AT_ONCE = 256
+
+Pair = tuple[Sample, Sample, list[str], list[str]]
 
 
 class AlignParallelConfig(Config):
@@ -42,18 +54,43 @@ def sentences_of(sample: Sample) -> list[str]:
     return [str(sentence) for sentence in given] if isinstance(given, list) else sentences(sample.text)
 
 
-def paired(source: list[Sample], target: list[Sample], key: str) -> Iterator[tuple[Sample | None, Sample | None]]:
-    """Yield each source document with its translation, then translations without a source; None for what is missing."""
-    if not key:
-        longest = max(len(source), len(target))
-        for place in range(longest):
-            yield (source[place] if place < len(source) else None, target[place] if place < len(target) else None)
-        return
-    waiting = {str(sample.metadata[key]): sample for sample in target if key in sample.metadata}
-    for sample in source:
-        yield sample, waiting.pop(str(sample.metadata[key]), None) if key in sample.metadata else None
-    left = {sample.id for sample in waiting.values()}
-    yield from ((None, sample) for sample in target if sample.id in left or key not in sample.metadata)
+class Paired:
+    """Two datasets, read together again and again: of the texts, only some are in memory at a time."""
+
+    def __init__(self, source: Dataset, target: Dataset, cfg: AlignParallelConfig) -> None:
+        self._source, self._target, self._key, self._most = source, target, cfg.pair_by, cfg.max_sentences
+
+    def all(self) -> Iterator[tuple[Sample | None, Sample | None]]:
+        """Yield each source document with its translation, and translations without a source; None for what is missing.
+
+        Of several translations with one key, the last is taken.
+        """
+        if not self._key:
+            yield from zip_longest(self._source.samples(), self._target.samples())
+            return
+        keyed = ((place, self._key_of(sample)) for place, sample in enumerate(self._target.samples()))
+        waiting = {key: place for place, key in keyed if key is not None}
+        used: set[int] = set()
+        rest = self._source.samples()
+        while some := list(islice(rest, AT_ONCE)):
+            keys = [self._key_of(sample) for sample in some]
+            places = [-1 if key is None else waiting.pop(key, -1) for key in keys]
+            wanted = sorted(place for place in places if place >= 0)
+            found = dict(zip(wanted, map(to_sample, self._target.take(np.array(wanted, dtype=np.int64))), strict=True))
+            used.update(wanted)
+            yield from ((sample, found.get(place)) for sample, place in zip(some, places, strict=True))
+        yield from ((None, sample) for place, sample in enumerate(self._target.samples()) if place not in used)
+
+    def _key_of(self, sample: Sample) -> str | None:
+        return str(sample.metadata[self._key]) if self._key in sample.metadata else None
+
+    def pairs(self) -> Iterator[Pair]:
+        """Yield the documents that have each other, with their sentences."""
+        for first, second in self.all():
+            if first is not None and second is not None:
+                cut = sentences_of(first), sentences_of(second)
+                if max(map(len, cut)) <= self._most:
+                    yield first, second, *cut
 
 
 def license_of(first: str | None, second: str | None) -> str | None:
@@ -85,18 +122,15 @@ def texts_of(bead: Bead, first: list[str], second: list[str]) -> tuple[str, str]
     return " ".join(first[bead.first : bead.first_end]), " ".join(second[bead.second : bead.second_end])
 
 
-Pair = tuple[Sample, Sample, list[str], list[str]]
-
-
 @stage("data.align_parallel")
 def align_parallel(
     ctx: Context, cfg: AlignParallelConfig, *, source: DatasetVersion, target: DatasetVersion
 ) -> DatasetVersion:
     """Align the sentences of documents and their translations; pairs become examples, the rest is kept back."""
-    left, right = list(ctx.store.open_dataset(source).samples()), list(ctx.store.open_dataset(target).samples())
-    pairs: list[Pair] = []
+    both = Paired(ctx.store.open_dataset(source), ctx.store.open_dataset(target), cfg)
+    pairs, lengths = 0, [0, 0]
     with ctx.store.new_dataset("example", license=license_of(source.license, target.license)) as out:
-        for first, second in paired(left, right, cfg.pair_by):
+        for first, second in ctx.progress("Pair", max(source.rows, target.rows), "documents").over(both.all()):
             if first is None or second is None:
                 lonely = first or second
                 assert lonely is not None
@@ -106,14 +140,15 @@ def align_parallel(
             if max(map(len, cut)) > cfg.max_sentences:
                 out.reject(first, "too_long", f"{max(map(len, cut))} sentences", shape="document")
                 continue
-            pairs.append((first, second, *cut))
+            pairs += 1
+            lengths = [length + len("".join(part)) for length, part in zip(lengths, cut, strict=True)]
         if not pairs:
             raise DataError("no document has its translation in the other dataset", hint="See `pair_by`.")
-        ratio = sum(len("".join(pair[3])) for pair in pairs) / max(1, sum(len("".join(pair[2])) for pair in pairs))
-        learning = ctx.progress("Learn words", len(pairs), "documents") if cfg.lexicon else None
-        lexicon = _lexicon_of(learning.over(pairs), ratio) if learning else None
+        ratio = lengths[1] / max(1, lengths[0])
+        learning = ctx.progress("Learn words", pairs, "documents") if cfg.lexicon else None
+        lexicon = _lexicon_of(learning.over(both.pairs()), ratio) if learning else None
         beads = 0
-        for one, other, given, translated in ctx.progress("Align", len(pairs), "documents").over(pairs):
+        for one, other, given, translated in ctx.progress("Align", pairs, "documents").over(both.pairs()):
             for bead in align(given, translated, lexicon, ratio):
                 beads += 1
                 made = example(one, other, bead, texts_of(bead, given, translated))
@@ -124,7 +159,7 @@ def align_parallel(
                     out.reject(rest, "misaligned", f"score {bead.score:.4f}", shape="document")
                 else:
                     out.add(made)
-        facts = {"documents": len(pairs), "beads": beads, "length_ratio": round(ratio, 4)}
+        facts = {"documents": pairs, "beads": beads, "length_ratio": round(ratio, 4)}
         return out.commit(profile={"alignment": facts})
 
 

@@ -63,7 +63,9 @@ NO_DOMAIN = (
     ".local",
 )
 LOGIN = re.compile(r"(?:git|hg|svn|root)@", re.IGNORECASE)
-IPV4 = re.compile(r"(?<![0-9A-Za-z_.])\d{1,3}(?:\.\d{1,3}){3}(?![0-9A-Za-z_]|\.\d|-\d)")
+# As in `pii_numbers`: a pattern that begins with what it looks for is searched for ten times as fast.
+IPV4 = re.compile(r"\d(?<![0-9A-Za-z_.]\d)\d{0,2}(?:\.\d{1,3}){3}(?![0-9A-Za-z_]|\.\d|-\d)")
+COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 IPV6 = re.compile(r"(?<![0-9A-Za-z_:.])[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![0-9A-Za-z_:])")
 NUMBERING = re.compile(
     r"(?:(?<![A-Za-z])(?:v|ver|version|release|revision|build|section|chapter|firmware|driver|python|sdk|api|oid"
@@ -90,11 +92,18 @@ def _plain_characters() -> dict[int, int]:
     return table | {code: ord("0") + unicodedata.decimal(chr(code)) for code in digits}
 
 
+@cache
+def _odd_characters() -> re.Pattern[str]:
+    """Return the pattern of all these characters: in Chinese few are among many, and `translate` looks each up."""
+    return re.compile(f"[{''.join(map(chr, sorted(_plain_characters())))}]")
+
+
 def plain_form(text: str) -> tuple[str, list[int] | None]:
     """Return the text as the patterns see it, and each character's place in the text if any was taken out."""
     if text.isascii():
         return text, None
-    plain = text.translate(_plain_characters())
+    table = _plain_characters()
+    plain = _odd_characters().sub(lambda found: chr(table[ord(found[0])]), text)
     if not INVISIBLE.search(plain):
         return plain, None
     gaps = [match.span() for match in INVISIBLE.finditer(plain)]
@@ -157,7 +166,7 @@ def addresses(text: str) -> Iterator[Place]:
     for match in IPV4.finditer(text):
         if _is_address(match[0]) and not NUMBERING.search(text[max(0, match.start() - 24) : match.start()]):
             yield match.span()
-    if ":" not in text:
+    if not COLONS.search(text):
         return
     for match in IPV6.finditer(text):
         groups = match[0].split(":")

@@ -18,13 +18,15 @@ from functools import lru_cache
 Place = tuple[int, int]
 """Where a finding begins and ends."""
 
-NOT_BEFORE, NOT_AFTER = r"(?<![0-9A-Za-z_.])", r"(?![0-9A-Za-z_]|\.\d)"
+# Python's search leaps to the next digit only where a pattern begins with one: so what must not stand before it is asked
+# behind it, `\d(?<!x\d)` for `(?<!x)\d`.
+NOT_BEFORE, NOT_AFTER = r"\d(?<![0-9A-Za-z_.]\d)", r"(?![0-9A-Za-z_]|\.\d)"
 # A number of digits that a dash or a slash ties to others is a part of something else.
 ALONE_BEFORE, ALONE_AFTER = r"(?<![0-9A-Za-z_./=#-])", r"(?![0-9A-Za-z_]|[.-]\d)"
 
-IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}(?![a-z])")
-CN_ID = re.compile(r"(?<![0-9A-Za-z])\d{6}(?:([ -]?)(?:19|20)\d{6}\1\d{3}[0-9Xx]|\d{9})(?![0-9A-Za-z]|[.-]\d)")
-SSN = re.compile(r"(?<![0-9A-Za-z-])\d{3}([ -]?)\d{2}\1\d{4}(?![0-9A-Za-z-]|\.\d)")
+IBAN = re.compile(r"[A-Z](?<![A-Za-z0-9][A-Z])[A-Z]\d{2}(?: ?[A-Z0-9]){11,30}(?![a-z])")
+CN_ID = re.compile(r"\d(?<![0-9A-Za-z]\d)\d{5}(?:([ -]?)(?:19|20)\d{6}\1\d{3}[0-9Xx]|\d{9})(?![0-9A-Za-z]|[.-]\d)")
+SSN = re.compile(r"\d(?<![0-9A-Za-z-]\d)\d{2}([ -]?)\d{2}\1\d{4}(?![0-9A-Za-z-]|\.\d)")
 CALLED_SSN = re.compile(r"(?:SSN|social security(?: number| no\.?)?|社会安全号码?)[\s:：=#是is]{0,6}$", re.IGNORECASE)
 # Between other groups of digits, three groups with spaces are no number of their own.
 SPACED_BEFORE, SPACED_AFTER = ALONE_BEFORE + r"(?<!\d )", ALONE_AFTER + r"(?! \d)"
@@ -32,7 +34,8 @@ SPACED_BEFORE, SPACED_AFTER = ALONE_BEFORE + r"(?<!\d )", ALONE_AFTER + r"(?! \d
 # In one piece, in fours, as on the cards of American Express and Diners, and as banks in China print them.
 CARD = re.compile(
     NOT_BEFORE
-    + r"(?<!\d )(?:\d{13,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|3\d{3}([ -])\d{6}\2\d{4,5}|\d{6} \d{10,13})"
+    + r"(?<!\d \d)(?:\d{12,18}|\d{3}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|(?<=3)\d{3}([ -])\d{6}\2\d{4,5}"
+    + r"|\d{5} \d{10,13})"
     + NOT_AFTER
 )
 # ISO/IEC 7812 issuer ranges: (first, last, lengths). The last two are ICBC's and ABC's, older than UnionPay's 62.
@@ -57,7 +60,7 @@ ISSUERS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
 )
 
 # What the patterns below are looked for in: to try each of them at every digit of a text takes ten times as long.
-DIGITS = re.compile(r"[+(]?\d[\d ().-]{6,}")
+DIGITS = re.compile(r"\d[\d ().-]{6,}")
 # Region None: the number says its country itself.
 PHONES: tuple[tuple[re.Pattern[str], str | None], ...] = (
     (re.compile(r"(?<![0-9A-Za-z+])\+[1-9](?:[ ()-]{0,2}\d|\.\d(?=\d)){6,14}" + NOT_AFTER), None),
@@ -188,8 +191,9 @@ def phones(text: str) -> Iterator[Place]:
     for stretch in DIGITS.finditer(text):
         if sum(map(str.isdigit, stretch[0])) < SHORTEST:
             continue
+        start = stretch.start() - (text[max(0, stretch.start() - 1)] in "+(")
         for pattern, region in PHONES:
-            for match in pattern.finditer(text, stretch.start(), stretch.end() + AFTER):
+            for match in pattern.finditer(text, start, stretch.end() + AFTER):
                 if match[0].isdigit() and is_labelled(text, match.start()):
                     continue
                 # Behind an international number may stand another: what is left without its last groups is tried too.

@@ -1,15 +1,19 @@
 """`data.split`: train, validation and test, so that nothing in one is nearly the same as something in another.
 
+    rows -> signed in shards (`signing`) -> linked band by band (`lsh`), and by key -> groups -> splits -> rows
+
 Near-duplicates, and rows with the same key, form a group; a group goes to one split as a whole, also where every split
-is to have the same mix of classes.
+is to have the same mix of classes. Texts stay on disk: memory is some hundred bytes a row, however long the rows are.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
@@ -18,6 +22,9 @@ from catena.core.errors import DataError
 from catena.core.sample import Sample, sample_id
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
+
+if TYPE_CHECKING:
+    from catena.data.signing import Signed
 
 
 class SplitConfig(Config):
@@ -127,40 +134,66 @@ def assign_evenly(mixes: Mapping[str, Counter[str]], ratios: Mapping[str, float]
     return without_empty(chosen, {name: mix.total() for name, mix in mixes.items()}, list(room))
 
 
-def groups_of(samples: Sequence[Sample], cfg: SplitConfig) -> list[list[int]]:
-    """Return the groups of places that must not be parted."""
-    from catena.data.minhash import Verified, components, read_words
+def group_labels(signed: Signed, keys: Iterable[Sequence[str]], cfg: SplitConfig) -> tuple[list[int], int]:
+    """Return for each row the lowest row of its group: near-duplicates (`signed`), and rows that share a key.
 
-    pairs, _ = Verified(read_words([sample.text for sample in samples]), cfg.ngram).pairs(
-        cfg.bands, cfg.rows, cfg.similarity
-    )
-    first_with: dict[str, int] = {}
-    for place, sample in enumerate(samples):
-        pairs += [(first_with.setdefault(key, place), place) for key in key_of(sample, cfg)]
-    return components(len(samples), pairs)
+    The second number is how many pairs of a crowded bucket were left out (see `lsh`).
+    """
+    import numpy as np
+
+    from catena.data.lsh import Bands
+
+    members = np.flatnonzero(signed.facts["shingles"] > 0).astype(np.int32)
+    links = Bands(len(signed), lambda pairs: signed.similar(pairs, cfg.similarity))
+    for number in range(cfg.bands if len(members) > 1 else 0):
+        links.add(signed.band(number)[members], members)
+    first_with: dict[bytes, int] = {}
+    tied = [
+        (first_with.setdefault(blake2b(key.encode(), digest_size=16).digest(), place), place)
+        for place, own in enumerate(keys)
+        for key in own
+    ]
+    links.join(np.array([pair for pair in tied if pair[0] != pair[1]], dtype=np.int64).reshape(-1, 2))
+    return links.labels.tolist(), links.untried
+
+
+@dataclass
+class Group:
+    """What is known of rows that must not be parted."""
+
+    first: str
+    """The lowest of their ids."""
+    mix: Counter[str]
+    """Rows by class."""
 
 
 @stage("data.split")
 def split(ctx: Context, cfg: SplitConfig, *, source: DatasetVersion) -> DatasetVersion:
     """Divide documents into train, validation and test; near-duplicates stay together."""
-    samples = list(ctx.store.open_dataset(source).samples())
-    if not samples:
+    from catena.data.shards import work_shards
+    from catena.data.signing import SignConfig, SignedShards
+
+    if not source.rows:
         raise DataError(
             "there is nothing to split: the dataset is empty", hint="`catena show` lists what was rejected."
         )
-    progress = ctx.progress("Split", len(samples), "documents")
-    groups = {
-        sample_id(ctx.seed, min(samples[place].id for place in group)): group for group in groups_of(samples, cfg)
-    }
-    if cfg.stratify_by:
-        classes = [stratum_of(sample, cfg.stratify_by) for sample in samples]
-        mixes = {name: Counter(classes[place] for place in group) for name, group in groups.items()}
-        chosen = assign_evenly(mixes, cfg.ratios)
-    else:
-        chosen = assign({name: len(group) for name, group in groups.items()}, cfg.ratios)
-    split_of = {place: chosen[name] for name, group in groups.items() for place in group}
+    opened = ctx.store.open_dataset(source)
+    signing = SignConfig(ngram=cfg.ngram, bands=cfg.bands, rows=cfg.rows)
+    signed = SignedShards(work_shards(ctx, source, "catena.data.signing:sign_shard", signing, label="Sign"))
+    grouping = ctx.progress("Group", source.rows, "documents")
+    labels, untried = group_labels(signed, (key_of(sample, cfg) for sample in grouping.over(opened.samples())), cfg)
+    ctx.events.metric("untried_pairs", untried)
+    groups: dict[int, Group] = {}
+    for label, sample in zip(labels, opened.samples(), strict=True):
+        group = groups.setdefault(label, Group(sample.id, Counter()))
+        group.first = min(group.first, sample.id)
+        group.mix[stratum_of(sample, cfg.stratify_by) if cfg.stratify_by else ""] += 1
+    names = {label: sample_id(ctx.seed, group.first) for label, group in groups.items()}
+    mixes = {names[label]: group.mix for label, group in groups.items()}
+    sizes = {name: mix.total() for name, mix in mixes.items()}
+    chosen = assign_evenly(mixes, cfg.ratios) if cfg.stratify_by else assign(sizes, cfg.ratios)
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
-        for place, sample in enumerate(progress.over(samples)):
-            out.add(replace(sample, split=split_of[place]))
-        sizes = sorted((len(group) for group in groups.values()), reverse=True)
-        return out.commit(profile={"groups": {"count": len(sizes), "largest": sizes[0]}})
+        rows = ctx.progress("Split", source.rows, "documents").over(opened.samples())
+        for label, sample in zip(labels, rows, strict=True):
+            out.add(replace(sample, split=chosen[names[label]]))
+        return out.commit(profile={"groups": {"count": len(sizes), "largest": max(sizes.values())}})

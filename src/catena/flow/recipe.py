@@ -25,6 +25,7 @@ from catena.core.errors import CatenaError, RecipeError, did_you_mean
 from catena.core.stage import Stage, stage_of
 from catena.core.types import ArtifactBase
 from catena.flow.source import Source, read_source
+from catena.flow.space import TuneConfig, problems_of
 from catena.flow.table import STAGES
 from catena.hub.store import NAME, TAG, Store
 
@@ -54,6 +55,8 @@ class RecipeText(Config):
     description: str = ""
     seed: int = 0
     steps: dict[str, StepText] = Field(min_length=1)
+    tune: TuneConfig | None = None
+    """A search over a step's config; the step then runs with the best values."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Recipe:
     description: str = ""
     text: str = ""
     """The YAML it came from, with overrides noted."""
+    tune: TuneConfig | None = None
 
     def until(self, key: str | None) -> list[Step]:
         """Return the steps that `key` needs and itself, in order; all for None."""
@@ -120,6 +124,23 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), store: Store
     return check_recipe(read_source(Path(path)), overrides=overrides, store=store)
 
 
+def one_step(
+    stage: str,
+    inputs: Mapping[str, str],
+    config: Mapping[str, Any],
+    *,
+    name: str | None = None,
+    seed: int = 0,
+    store: Store | None = None,
+) -> Recipe:
+    """Return the checked recipe of one stage on stored things; its step is called as the stage is."""
+    step: dict[str, Any] = {"stage": stage, "use": dict(inputs), "with": dict(config)}
+    if name:
+        step["name"] = name
+    values = {"name": "do", "seed": seed, "steps": {stage.rpartition(".")[2]: step}}
+    return check_recipe(Source(f"catena do {stage}", "", values), store=store)
+
+
 def check_recipe(source: Source, *, overrides: Sequence[str] = (), store: Store | None = None) -> Recipe:
     """Check a parsed recipe; see `load_recipe`."""
     if not isinstance(source.values, dict):
@@ -137,10 +158,14 @@ def check_recipe(source: Source, *, overrides: Sequence[str] = (), store: Store 
     steps = {key: step for key, text in written.steps.items() if (step := _step(checker, written, key, text))}
     for key in steps:
         _check_edges(checker, written, steps, key, store)
+    if written.tune is not None and len(steps) == len(written.steps):
+        for path, message in problems_of(written.tune, {key: step.config for key, step in steps.items()}):
+            checker.add(("tune", *path), message)
     order = _order(checker, written)
     _raise(checker)
     noted = "".join(f"# --set {assignment}\n" for assignment in overrides)
-    return Recipe(written.name, {key: steps[key] for key in order}, written.description, noted + source.text)
+    ordered = {key: steps[key] for key in order}
+    return Recipe(written.name, ordered, written.description, noted + source.text, written.tune)
 
 
 def _full_path(assignment: str, values: Mapping[str, Any]) -> str:
@@ -148,7 +173,8 @@ def _full_path(assignment: str, values: Mapping[str, Any]) -> str:
     path, sign, value = assignment.partition("=")
     first, _, rest = path.partition(".")
     steps = values.get("steps")
-    if rest and first not in RecipeText.model_fields and isinstance(steps, Mapping):
+    mine = isinstance(steps, Mapping) and first == "tune" and first in steps  # a step may be called that
+    if rest and (mine or first not in RecipeText.model_fields) and isinstance(steps, Mapping):
         if first not in steps:
             raise RecipeError(f"--set {path}: there is no step {first!r}", hint=did_you_mean(first, map(str, steps)))
         path = f"steps.{first}.with.{rest}"

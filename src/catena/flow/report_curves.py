@@ -20,12 +20,16 @@ Points = dict[int, float]
 Curves = dict[str, Points]
 
 PANEL_WIDTH, PANEL_HEIGHT = 7.2, 2.5
+SMALL_HEIGHT = 1.9
 """Inches; the page scales the drawing."""
 MOST_POINTS = 400
 """Of one curve. More cannot be seen and make the file heavy."""
 # Okabe and Ito's colours, told apart by people with any colour vision, on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-INK = "#010203"  # stands for the page's text colour until `_inline` puts `currentColor` in its place
+FIRST = ("learning_rate", "grad_norm", "tokens_per_s", "mfu")
+"""Panels below the losses, in this order; what else a training tells comes after them."""
+LABELS = {"learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "tokens/s", "mfu": "MFU"}
+INK = "#010203"  # stands for the page's text colour until `as_element` puts `currentColor` in its place
 LOOK: Mapping[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "catena",
@@ -86,17 +90,27 @@ def thinned(points: Points, most: int = MOST_POINTS) -> tuple[list[float], list[
 
 
 def plot_curves(curves: Curves) -> str:
-    """Draw losses together in one panel and every other metric in one of its own below; empty text for no curves."""
+    """Draw losses together in a panel across, and every other metric in a small one below; empty text for no curves."""
     losses = {name: points for name, points in curves.items() if "loss" in name}
-    panels = [losses] if losses else []
-    panels += [{name: points} for name, points in curves.items() if name not in losses]
-    if not panels:
+    others = [name for name in FIRST if name in curves]
+    others += [name for name in curves if name not in losses and name not in FIRST]
+    if not losses and not others:
         return ""
+    small = math.ceil(len(others) / 2)
+    height = PANEL_HEIGHT * bool(losses) + SMALL_HEIGHT * small
     with rc_context(dict(LOOK)):
-        figure = Figure(figsize=(PANEL_WIDTH, PANEL_HEIGHT * len(panels)), layout="constrained")
-        for number, panel in enumerate(panels):
-            _draw_panel(figure.add_subplot(len(panels), 1, number + 1), panel)
-        return _inline(figure, "Training curves: " + ", ".join(curves))
+        figure = Figure(figsize=(PANEL_WIDTH, height), layout="constrained")
+        ratios = [PANEL_HEIGHT] * bool(losses) + [SMALL_HEIGHT] * small
+        grid = figure.add_gridspec(len(ratios), 2, height_ratios=ratios)
+        if losses:
+            _draw_panel(figure.add_subplot(grid[0, :]), losses)
+        for number, name in enumerate(others):
+            row, column = divmod(number, 2)
+            # The last of an odd number has the row to itself.
+            cell = slice(None) if number == len(others) - 1 and not column else column
+            axes = figure.add_subplot(grid[row + bool(losses), cell])
+            _draw_panel(axes, {LABELS.get(name, name): curves[name]})
+        return as_element(figure, "Training curves: " + ", ".join(curves))
 
 
 def _draw_panel(axes: Axes, panel: Curves) -> None:
@@ -105,7 +119,10 @@ def _draw_panel(axes: Axes, panel: Curves) -> None:
         marker = "o" if len(steps) < 40 else ""
         axes.plot(steps, values, color=COLOURS[number % 4], label=name, linewidth=1.4, marker=marker, markersize=3)
     axes.set_xlabel("step")
-    axes.legend(loc="best")
+    if len(panel) > 1:
+        axes.legend(loc="best")
+    else:
+        axes.set_title(next(iter(panel)), fontsize=9)
 
 
 def plot_scores(models: Sequence[str], scores: Mapping[str, Sequence[Score | None]]) -> str:
@@ -123,7 +140,7 @@ def plot_scores(models: Sequence[str], scores: Mapping[str, Sequence[Score | Non
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(right=1.005)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return _inline(figure, "Scores with 95 % intervals")
+        return as_element(figure, "Scores with 95 % intervals")
 
 
 def _is_share(score: Score | None) -> bool:
@@ -147,7 +164,7 @@ def _draw_scores(axes: Axes, model: str, colour: str, shift: float, drawn: Itera
     )
 
 
-def _inline(figure: Figure, label: str) -> str:
+def as_element(figure: Figure, label: str) -> str:
     """Return a figure as an SVG element that scales with the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})

@@ -77,7 +77,7 @@ def run_recipe(
         write_atomically(folder / "recipe.yaml", recipe.text.encode())
         events = Events(folder / "events.jsonl", listeners)
         events.emit("start", group=group, recipe=recipe.name, steps=[step.key for step in steps])
-        with store.lock("gc", shared=True), _interruptible():
+        with store.lock("gc", shared=True), interruptible():
             for step in steps:
                 inputs = {
                     name: result.outputs[target] if target in recipe.steps else store.resolve(target)
@@ -155,7 +155,8 @@ class _Step:
         for stale in self.store.index.find_runs(key=self.key, status="running"):
             self.store.index.put_run(stale.model_copy(update={"status": "interrupted", "ended": now()}))
         self.store.index.put_run(self.record)
-        self.events.emit("step", status="running", stage=self.step.stage.name)
+        told = {"config": dict(self.record.config), "seed": self.record.seed}
+        self.events.emit("step", status="running", stage=self.step.stage.name, **told)
         workdir = self.store.workdir(self.key)
         context = Context(self.store, workdir, self.step.seed, self.events, self.step.name, executor=self.result.on)
         try:
@@ -239,7 +240,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Let SIGTERM stop a run as Ctrl-C does: stages get the chance to leave a checkpoint."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -59,7 +59,8 @@ class FileStore:
     """Files by digest, below `url` (a folder, or s3://bucket/prefix with the fsspec package for it)."""
 
     def __init__(self, url: str) -> None:
-        self.fs, self.root = fsspec.core.url_to_fs(url)
+        # A listing that is remembered would hide what another process has stored or deleted since.
+        self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self.local = isinstance(self.fs, LocalFileSystem)
 
     def _path(self, sha256: str) -> str:

@@ -122,7 +122,12 @@ class Store:
         return opened
 
     def checkout(self, artifact: ModelVersion | Report) -> Path:
-        """Return a verified folder with the artifact's files. Read it only: the files are links to the stored bytes."""
+        """Return a verified folder with the artifact's files. Read it only: the files are links to the stored bytes.
+
+        The base that an adapter needs is laid out beside it, under its own digest.
+        """
+        if isinstance(artifact, ModelVersion) and artifact.form == "adapter" and artifact.base:
+            self.checkout(self.resolve(artifact.base, ModelVersion))
         folder = self.root / "checkouts" / artifact.digest
         folder.parent.mkdir(exist_ok=True)
         return self.files.checkout(artifact.files, folder)

@@ -10,29 +10,37 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, initialization
+from transformers import AutoConfig, initialization
 from transformers.utils import logging as transformers_logging
 
-from catena.core.errors import DataError, NotFound
-from catena.models import quant
+from catena.core.errors import DataError, NotFound, UsageError
+from catena.models import adapter_folder, quant
+from catena.models.attention import use_stored_attention
+from catena.models.heads import CLASSES, Head, context_of, head_of, labels_of, load_dense, refuse_gaps
 from catena.models.tokenizer import load_tokenizer, save_tokenizer
+from catena.models.virtual_tokens import prompt_kind
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
-NOT_PARAMETERS = (".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")
+# What stands beside weights that are quantized, and buffers that older releases of `transformers` wrote.
+NOT_PARAMETERS = (
+    *(".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx"),
+    *(".position_ids", ".attn.bias", ".attn.masked_bias", "final_logits_bias"),
+)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model (with int8 layers or without) and its tokenizer into `folder`, made if absent."""
     folder.mkdir(parents=True, exist_ok=True)
-    generation = model.generation_config
-    generation.eos_token_id, generation.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:  # classifiers and encoders do not generate
+        generation.eos_token_id, generation.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     if quant.is_quantized(model):
         _save_quantized(model, folder)
     else:
@@ -54,13 +62,23 @@ def _save_quantized(model: Any, folder: Path) -> None:
     model.generation_config.save_pretrained(folder)
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
-    """Load (model, tokenizer) from a folder, dense or int8, ready for inference.
+def load(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    *,
+    head: Head | None = None,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+    adapted: bool = False,
+) -> tuple[Any, Any]:
+    """Load (model, tokenizer) from a folder, dense or int8, ready for inference: with its own head, or a new one.
 
-    Raises `NotFound` or `DataError` for a folder that lacks something, is damaged, or whose tokenizer has more tokens
-    than the model.
+    A new `head` gets weights that `seed` decides, and a classifier its `labels`. Raises `NotFound` or `DataError` for a
+    folder that lacks something, is damaged, or whose tokenizer has more tokens than the model.
     """
-    model, tokenizer = load_model(folder, dtype, device), load_tokenizer(folder)
+    model = load_model(folder, dtype, device, head=head, labels=labels, seed=seed, adapted=adapted)
+    tokenizer = load_tokenizer(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise DataError(
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model only {model.config.vocab_size}",
@@ -69,40 +87,56 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") 
     return model, tokenizer
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+def load_model(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    *,
+    head: Head | None = None,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+    adapted: bool = False,
+) -> Any:
     """Load the model of a folder without its tokenizer; see `load`."""
+    if adapter_folder.is_adapter(folder):
+        return _load_adapted(folder, dtype, head, keep=adapted).to(device).eval()
     settings = read_config(folder)
     weight_files(folder)
+    own = head_of(settings)
+    quantized = settings.get("quantization_config")
+    if quantized and (labels is not None or head not in (None, own)):
+        raise UsageError(
+            f"the model in {folder} is quantized; a new head cannot be put on it",
+            hint="Put it on the model that this one was made smaller from.",
+        )
     try:
         with _quiet():
-            if "quantization_config" in settings:
-                model = _load_quantized(folder, settings["quantization_config"], dtype)
+            if quantized:
+                model = _load_quantized(folder, own, quantized, dtype)
             else:
-                model = _load_dense(folder, dtype)
+                model = load_dense(folder, own, dtype, head=head, labels=labels, seed=seed)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"the model in {folder} cannot be loaded: {lines[0]}") from error
-    return model.to(device).eval()
+    return use_stored_attention(model).to(device).eval()
 
 
-def _load_dense(folder: Path, dtype: torch.dtype) -> Any:
-    model, info = AutoModelForCausalLM.from_pretrained(
-        str(folder),
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    _refuse_gaps(folder, info["missing_keys"], info["unexpected_keys"])
-    return model
+def _load_adapted(folder: Path, dtype: torch.dtype, head: Head | None, *, keep: bool) -> Any:
+    """Load the base of an adapter, merge the two, or `keep` an adapter around it that cannot be merged."""
+    own = head_of(read_config(folder))
+    if head not in (None, own):
+        raise UsageError(f"{folder} is an adapter for the head {own}", hint="Merge it first: train.merge.")
+    labels = labels_of(read_config(folder)) or None
+    model = load_model(adapter_folder.base_folder(folder), head=own, labels=labels)
+    around = adapter_folder.put_on(model, folder)
+    return (around if keep and prompt_kind(around) else adapter_folder.merge(around)).to(dtype)
 
 
-def _load_quantized(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Any:
+def _load_quantized(folder: Path, own: Head, settings: dict[str, Any], dtype: torch.dtype) -> Any:
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     del config.quantization_config
     with initialization.no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = CLASSES[own].from_config(config, dtype=dtype, trust_remote_code=False)
     quant.prepare_(model, settings)
     tensors: dict[str, torch.Tensor] = {}
     for path in weight_files(folder):
@@ -110,17 +144,8 @@ def _load_quantized(folder: Path, settings: dict[str, Any], dtype: torch.dtype) 
     found = model.load_state_dict(tensors, strict=False)
     model.tie_weights()
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
-    _refuse_gaps(folder, set(found.missing_keys) - tied, found.unexpected_keys)
+    refuse_gaps(folder, set(found.missing_keys) - tied, found.unexpected_keys)
     return model
-
-
-def _refuse_gaps(folder: Path, missing: Any, unexpected: Any) -> None:
-    if missing or unexpected:
-        what, names = ("lacks", missing) if missing else ("does not know", unexpected)
-        raise DataError(
-            f"the model in {folder} {what} {len(names)} of the weights, for example {min(names)}",
-            hint="config.json and the weights do not belong together, or a file is missing.",
-        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -176,7 +201,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "architecture": (settings.get("architectures") or [""])[0],
         "parameters": sum(counts.values()),
         "dtype": DTYPES.get(most, most.lower()),
-        "context": int(settings.get("max_position_embeddings") or 0),
+        "context": context_of(settings),
         "quantization": quant.scheme_of(quantization) if quantization else None,
     }
 

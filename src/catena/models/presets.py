@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
@@ -14,31 +14,51 @@ from pydantic import Field
 from catena.core.config import Config, parse
 from catena.core.errors import ConfigError, did_you_mean
 
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+Family = Literal["llama", "qwen3", "gpt2", "bert", "modernbert", "t5"]
+Kind = Literal["decoder", "encoder", "encoder-decoder"]
+
+KIND_OF: dict[Family, Kind] = {
+    "llama": "decoder",
+    "qwen3": "decoder",
+    "gpt2": "decoder",
+    "bert": "encoder",
+    "modernbert": "encoder",
+    "t5": "encoder-decoder",
+}
 
 
 class Preset(Config):
-    """The shape of a Llama-class decoder."""
+    """The shape of a model."""
 
+    family: Family = "llama"
+    """Whose architecture it is."""
     hidden: int = Field(ge=8)
     """Width of the residual stream."""
     layers: int = Field(ge=1)
-    """Number of decoder layers."""
+    """Number of layers (of the encoder, and of the decoder too, where there are both)."""
     feed_forward: int = Field(ge=8)
-    """Inner width of the gated feed-forward."""
+    """Inner width of the feed-forward."""
     heads: int = Field(ge=1)
     """Query heads."""
-    key_value_heads: int = Field(ge=1)
-    """Key and value heads; fewer than `heads` is grouped-query attention."""
+    key_value_heads: int | None = Field(default=None, ge=1)
+    """Key and value heads; fewer than `heads` is grouped-query attention. Default: as many."""
+    head_dim: int | None = Field(default=None, ge=2)
+    """Width of a head; default: hidden / heads."""
     context: int = Field(ge=8)
     """Longest sequence, in tokens."""
     rope_theta: float = Field(default=10_000.0, gt=0)
-    """Base of the rotary position embedding."""
+    """Base of the rotary position embedding, where there is one."""
     tied: bool = True
     """Input and output embedding share their weights."""
+    vocabulary: int = Field(default=0, ge=0)
+    """Tokens with which it has so many parameters; a model is built with its tokenizer's."""
     parameters: str = ""
     """About how many parameters that makes; for people."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it can be pretrained as."""
+        return KIND_OF[self.family]
 
     @property
     def initial_scale(self) -> float:
@@ -55,38 +75,35 @@ def presets() -> Mapping[str, Preset]:
     return {name: parse(Preset, values, where=f"preset {name}") for name, values in yaml.safe_load(text).items()}
 
 
-def preset(name: str) -> Preset:
-    """Return a preset; raises `ConfigError` with the closest names for an unknown one."""
-    known = presets()
-    if name not in known:
-        raise ConfigError(f"there is no model preset {name!r}", hint=did_you_mean(name, known))
-    return known[name]
+def preset(name: str, kind: Kind | None = None) -> Preset:
+    """Return a preset; raises `ConfigError` with the closest names for an unknown one, or for one of another kind."""
+    known = {key: shape for key, shape in presets().items() if kind in (None, shape.kind)}
+    if name in known:
+        return known[name]
+    if name in presets():
+        kinds = f"{name!r} is the preset of a model that is {_a(presets()[name].kind)}"
+        raise ConfigError(f"{kinds}; this needs {_a(str(kind))}", hint=did_you_mean("", known))
+    raise ConfigError(f"there is no model preset {name!r}", hint=did_you_mean(name, known))
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind.startswith("e") else f"a {kind}"
 
 
 def build(
     shape: str | Preset, vocab_size: int, seed: int, *, context: int | None = None, pad_id: int = 0, end_id: int = 1
-) -> LlamaForCausalLM:
-    """Build an untrained model in float32 whose weights depend on `seed` alone; `context` replaces the preset's."""
+) -> Any:
+    """Build an untrained model in float32 whose weights depend on `seed` alone; `context` replaces the preset's.
+
+    It has the head that its kind is pretrained with: next token, masked token, or (encoder-decoders) target text.
+    """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from catena.models.families import FAMILIES, Words
 
     numbers = preset(shape) if isinstance(shape, str) else shape
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=numbers.hidden,
-        intermediate_size=numbers.feed_forward,
-        num_hidden_layers=numbers.layers,
-        num_attention_heads=numbers.heads,
-        num_key_value_heads=numbers.key_value_heads,
-        max_position_embeddings=context or numbers.context,
-        rope_parameters={"rope_type": "default", "rope_theta": numbers.rope_theta},
-        tie_word_embeddings=numbers.tied,
-        initializer_range=numbers.initial_scale,
-        pad_token_id=pad_id,
-        bos_token_id=None,
-        eos_token_id=end_id,
-    )
+    family = FAMILIES[numbers.family]
+    config = family.config(numbers, Words(vocab_size, pad_id, end_id, context or numbers.context))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = LlamaForCausalLM(config)
-    return model
+        return family.model(config)

@@ -52,18 +52,43 @@ class Int8Linear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            outputs = frozen_product(inputs, self)
+            return outputs if self.bias is None else outputs + self.bias.to(outputs.dtype)
         # The scale is applied to the outputs: there are fewer of them than weights. `torch._weight_int8pack_mm` would
         # save the conversion and is 5 to 60 times slower here (AVX2, 1 to 128 rows).
         outputs = functional.linear(inputs, self.weight.to(inputs.dtype)) * self.weight_scale.to(inputs.dtype)[:, 0]
         return outputs if self.bias is None else outputs + self.bias.to(inputs.dtype)
 
-    def dense_weight(self) -> Tensor:
-        """Return the weight [out, in] that the int8 numbers stand for, in float32."""
-        return self.weight.float() * self.weight_scale.float()
+    def dense_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight [out, in] that the int8 numbers stand for."""
+        return (self.weight.float() * self.weight_scale.float()).to(dtype)
 
     def extra_repr(self) -> str:
         """Say the shape."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """A product with a packed weight. Autograd would keep the unpacked one of every layer until the backward pass; this
+    keeps none and unpacks it again there."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, layer: Any) -> Tensor:
+        ctx.layer = layer
+        return functional.linear(inputs, layer.dense_weight(inputs.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.layer.dense_weight(gradient.dtype), None
+
+
+def frozen_product(inputs: Tensor, layer: nn.Module) -> Tensor:
+    """Return inputs [..., in] times the transposed `layer.dense_weight` [out, in]; only the inputs get a gradient."""
+    kind = inputs.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
+    outputs: Tensor = _FrozenProduct.apply(inputs.to(dtype), layer)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from catena.core.errors import DataError, NotFound
 
 PAD, END, USER, ASSISTANT, SYSTEM = SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
+UNKNOWN = "<|unknown|>"
+"""Stands for a character that a vocabulary of characters lacks; one of bytes lacks none."""
 SMALLEST_VOCABULARY = 256 + len(SPECIAL)
 
 CHAT_TEMPLATE = (
@@ -75,6 +77,24 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _wrapped(tokenizer, **({"model_max_length": context} if context else {}))
+
+
+def train_character_tokenizer(texts: Iterable[str]) -> Any:
+    """Make a vocabulary of the characters in `texts`, for small models and yardsticks; others become `UNKNOWN`.
+
+    Equal sets of characters give an equal vocabulary, in the order of their code points.
+    """
+    characters = sorted(set().union(*texts))
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL, UNKNOWN, *characters))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([*SPECIAL, UNKNOWN])
+    return _wrapped(tokenizer, unk_token=UNKNOWN)
+
+
+def _wrapped(tokenizer: Tokenizer, **settings: Any) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -82,7 +102,7 @@ def train_tokenizer(
         additional_special_tokens=[USER, ASSISTANT, SYSTEM],
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
-        **({"model_max_length": context} if context else {}),
+        **settings,
     )
 
 

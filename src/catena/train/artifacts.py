@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from catena.core.config import Config
 from catena.core.digest import digest_of
@@ -10,20 +10,53 @@ from catena.core.errors import DataError, UsageError
 from catena.core.sample import Sample
 from catena.core.stage import Context
 from catena.core.types import ArtifactBase, DatasetVersion, ModelVersion, Shape
+from catena.models.adapters import AdapterConfig
+
+if TYPE_CHECKING:
+    from catena.train.encode import Encoding
+    from catena.train.tokens import Tokens
+
+UNKNOWN = "unknown_tokens"
+"""Count of tokens of a text that stand for a character which the vocabulary lacks."""
 
 
-def read_split(ctx: Context, data: DatasetVersion, split: str, shape: Shape) -> list[Sample]:
-    """Return the samples of one split, in order.
+def check_split(data: DatasetVersion, split: str, shape: Shape) -> int:
+    """Return how many samples a split has.
 
     Raises `UsageError` for a dataset of another shape and `DataError` where the split holds nothing.
     """
     if data.shape != shape:
         raise UsageError(f"this needs a dataset of the shape {shape!r}; {data.digest[:12]} has {data.shape!r}")
-    samples = list(ctx.store.open_dataset(data).samples(split))
-    if not samples:
-        present = ", ".join(f"{name} ({facts.rows})" for name, facts in data.splits.items()) or "nothing"
-        raise DataError(f"the dataset has no samples in the split {split!r}", hint=f"It holds: {present}.")
-    return samples
+    if split in data.splits and data.splits[split].rows:
+        return data.splits[split].rows
+    present = ", ".join(f"{name} ({facts.rows})" for name, facts in data.splits.items()) or "nothing"
+    raise DataError(f"the dataset has no samples in the split {split!r}", hint=f"It holds: {present}.")
+
+
+def read_split(ctx: Context, data: DatasetVersion, split: str, shape: Shape) -> list[Sample]:
+    """Return the samples of one split, in order; raises as `check_split` does."""
+    check_split(data, split, shape)
+    return list(ctx.store.open_dataset(data).samples(split))
+
+
+def encode_split(ctx: Context, role: str, data: DatasetVersion, split: str, *, plan: Encoding, words: Any) -> Tokens:
+    """Return the tokens of one split, encoded now or by a run before; what was done to samples is counted and logged.
+
+    `role` names the files (one stage may read several splits). Raises as `check_split` does, and `DataError` for a
+    sample that cannot be encoded or that the policy refuses.
+    """
+    from catena.train.shards import token_shards
+
+    count = check_split(data, split, plan.shape)
+    field = {"document": "text", "conversation": "messages"}[plan.shape]
+    items = (sample.data[field] for sample in ctx.store.open_dataset(data).samples(split))
+    tokens = token_shards(ctx, role, plan, words, items, (digest_of([data.digest, split]), count))
+    for reason, number in tokens.counts.items():
+        ctx.events.metric(reason, number)
+        limit = f" (context {plan.longest})" if plan.longest else ""
+        what = f"{number} of {count} {plan.shape}s: {reason}" if reason != UNKNOWN else f"{number} {reason}"
+        ctx.events.log(f"{what.replace('_', ' ')}{limit}")
+    return tokens
 
 
 def fingerprint(ctx: Context, config: Config, *inputs: ArtifactBase) -> str:
@@ -40,6 +73,20 @@ def license_of(*inputs: ArtifactBase | None) -> str | None:
     """Return the licences that something made of these inputs is under, as an SPDX expression."""
     names = sorted({item.license for item in inputs if item is not None and item.license})
     return " AND ".join(names) or None
+
+
+def store_trained(
+    ctx: Context, model: Any, tokenizer: Any, license: str | None, adapter: AdapterConfig, base: ModelVersion
+) -> ModelVersion:
+    """Put what was trained into the store: the whole model, or the adapter that was put on `base`."""
+    from catena.models import adapter_folder, checkpoint
+
+    if adapter.kind == "none":
+        return store_model(ctx, model, tokenizer, license)
+    with ctx.store.temporary_folder() as folder:
+        adapter_folder.save(model, tokenizer, folder, base.digest, adapter.base)
+        facts = checkpoint.describe(folder)
+        return ctx.store.put_model(folder, "adapter", base=base.digest, license=license, **facts)
 
 
 def store_model(ctx: Context, model: Any, tokenizer: Any, license: str | None) -> ModelVersion:

@@ -1,15 +1,17 @@
 """Batches: which tokens a step sees. The order is a pure function of (seed, cursor): to resume is to ask for a step.
 
-Documents are laid end to end and cut into windows of equal length: no padding at all. Conversations are sorted by
-length within a few batches' worth of them, so that a batch holds rows of about one length.
+    tokens on disk (tokens.py) -> an order (here, conversations.py, packing.py) -> Batch -> objective
+
+Documents are laid end to end and cut into windows of equal length: no padding at all. Conversations, and documents that
+must not see each other, are drawn as rows (conversations.py) or packed into rows (packing.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,11 +20,10 @@ from torch import Tensor
 
 from catena.core.errors import DataError
 from catena.models.chat import Encoded
+from catena.train.tokens import Row, Tokens
 
 IGNORED = -100
 """Label of a position that is not learnt."""
-SORTED_BATCHES = 8
-"""Batches whose rows are sorted by length together: about 3 % of padding is left for questions and answers."""
 
 Indices = NDArray[np.int64]
 Seed = tuple[int, ...]
@@ -31,27 +32,80 @@ Seed = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Token ids and what is to be learnt at each position, both int64 [rows, tokens], `IGNORED` where nothing."""
+    """Token ids and what is to be learnt at each position, both int64 [rows, tokens], `IGNORED` where nothing.
+
+    Every field that is a tensor has the rows first, so that pieces and shares of a batch are chosen rows of it.
+    """
 
     inputs: Tensor
     labels: Tensor
     learnt: int
     """Number of labels that are not `IGNORED`."""
     real: int
-    """Number of inputs that are not padding (of a whole batch; a piece does not say)."""
+    """Number of inputs that are not padding."""
     curve: str = "loss"
     """Name of the curve that the loss of the batch belongs to."""
+    sizes: Tensor | None = None
+    """Inputs of each row that are not padding, [rows]; None where there is no padding."""
+    positions: Tensor | None = None
+    """Of packed rows: place of each token in its document, [rows, tokens]. Each 0 begins a document that sees no other;
+    the padding of a row counts as one."""
+    documents: Tensor | None = None
+    """Of packed rows: which document of its row each token belongs to, [rows, tokens]."""
 
-    def pieces(self, rows: int) -> list[Batch]:
+    def pieces(self, rows: int) -> list[Self]:
         """Cut into micro-batches of `rows` (0: one piece)."""
         if not rows or rows >= len(self.inputs):
             return [self]
-        pairs = zip(torch.split(self.inputs, rows), torch.split(self.labels, rows), strict=True)
-        return [Batch(inputs, labels, int(labels.ne(IGNORED).sum()), 0) for inputs, labels in pairs]
+        return [self.select(torch.arange(len(self.inputs))[at : at + rows]) for at in range(0, len(self.inputs), rows)]
 
-    def to(self, device: torch.device) -> Batch:
+    def share(self, rank: int, ranks: int) -> Self:
+        """Return the rows that process `rank` of `ranks` takes: all rows go round, each with about equal tokens.
+
+        Rows stay whole. With fewer rows than processes, those without get one of which nothing is learnt: every process
+        then computes, and a collective in the model waits for nobody.
+        """
+        sizes = torch.full((len(self.inputs),), self.inputs.shape[1]) if self.sizes is None else self.sizes
+        dealt = deal(sizes.tolist(), ranks)[rank]
+        if not dealt:
+            first = self.select(torch.zeros(1, dtype=torch.int64))
+            return replace(first, labels=torch.full_like(first.labels, IGNORED), learnt=0)
+        return self.select(torch.tensor(dealt)).trimmed()
+
+    def select(self, rows: Tensor) -> Self:
+        """Return these rows of the batch, [chosen]."""
+        chosen: dict[str, Any] = {name: tensor.index_select(0, rows) for name, tensor in self._tensors().items()}
+        sizes = chosen.get("sizes")
+        real = chosen["inputs"].numel() if sizes is None else int(sizes.sum())
+        return replace(self, **chosen, learnt=int(chosen["labels"].ne(IGNORED).sum()), real=real)
+
+    def trimmed(self) -> Self:
+        """Leave out the columns at the end that are padding in every row."""
+        if self.sizes is None:
+            return self
+        width = int(self.sizes.max())
+        cut: dict[str, Any] = {name: held[:, :width] for name, held in self._tensors().items() if held.dim() > 1}
+        return replace(self, **cut)
+
+    def to(self, device: torch.device) -> Self:
         """Return the batch on a device."""
-        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return replace(self, **moved)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+
+
+def deal(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Deal rows to processes, the largest first, each to whoever has least; returns each one's rows in order."""
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    held = [0] * ranks
+    for row in sorted(range(len(sizes)), key=lambda at: (-sizes[at], at)):
+        poorest = min(range(ranks), key=lambda rank: (held[rank], rank))
+        dealt[poorest].append(row)
+        held[poorest] += sizes[row]
+    return [sorted(rows) for rows in dealt]
 
 
 def permutation(size: int, *seed: int) -> Indices:
@@ -62,17 +116,19 @@ def permutation(size: int, *seed: int) -> Indices:
 class PackedDocuments:
     """Documents joined by an end token and cut into windows; each epoch goes through them in another order."""
 
-    def __init__(self, documents: Sequence[Sequence[int]], end: int, length: int, batch_size: int, seed: Seed) -> None:
-        joined = [np.asarray([*ids, end], dtype=np.int32) for ids in documents if ids]
-        self.tokens = np.concatenate(joined) if joined else np.zeros(0, np.int32)
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.windows = (len(self.tokens) - 1) // length
+    def __init__(self, tokens: Tokens, length: int, batch_size: int, seed: Seed) -> None:
+        self.tokens, self.length, self.batch_size, self.seed = tokens, length, batch_size, seed
+        self.windows = (tokens.total - 1) // length
         if self.windows < 1:
             raise DataError(
-                f"the documents have {len(self.tokens)} tokens, fewer than one sequence of {length}",
+                f"the documents have {tokens.total} tokens, fewer than one sequence of {length}",
                 hint="Give more documents, or a smaller sequence_length.",
             )
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(self.windows, *seed, epoch))
+
+    def steps(self, epochs: float) -> int:
+        """Return the steps that so many times through the documents take."""
+        return max(1, round(epochs * self.windows / self.batch_size))
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step: `batch_size` windows, the label of each token being the next one."""
@@ -86,113 +142,66 @@ class PackedDocuments:
         return [self._cut(range(start, min(start + self.batch_size, self.windows))) for start in starts]
 
     def _cut(self, windows: Sequence[int]) -> Batch:
-        rows = np.stack([self.tokens[at * self.length : (at + 1) * self.length + 1] for at in windows]).astype(np.int64)
-        both = torch.from_numpy(rows)
+        both = torch.from_numpy(np.stack([self.tokens.read(at * self.length, self.length + 1) for at in windows]))
         size = len(windows) * self.length
         return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), size, size)
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Rows that are drawn from in turn, each once in an epoch, and their share of every batch."""
-
-    rows: Indices
-    share: float = 1.0
-    turns: Indices | None = None
-    """A number for each row: rows with one number (phrasings of one fact) are spread evenly over an epoch."""
-
-    def order(self, *seed: int) -> Indices:
-        """Return the rows in the order of one epoch."""
-        shuffled = permutation(len(self.rows), *seed)
-        if self.turns is None:
-            return self.rows[shuffled]
-        seen: dict[int, int] = {}
-        rounds = np.empty(len(shuffled), np.int64)
-        for place, turn in enumerate(self.turns[shuffled].tolist()):
-            rounds[place] = seen[turn] = seen.get(turn, -1) + 1
-        return self.rows[shuffled[np.argsort(rounds, kind="stable")]]
-
-
-class BucketedConversations:
-    """Conversations drawn from pools and grouped by length."""
-
-    def __init__(self, rows: Sequence[Encoded], pools: Sequence[Pool], batch_size: int, seed: Seed, pad: int) -> None:
-        self.rows, self.pools, self.batch_size, self.seed, self.pad = rows, pools, batch_size, seed, pad
-        self.quotas = _quotas([pool.share for pool in pools], SORTED_BATCHES * batch_size)
-        self._order = lru_cache(maxsize=2 * len(pools))(lambda pool, epoch: pools[pool].order(*seed, pool, epoch))
-        self._group = lru_cache(maxsize=1)(self._make_group)
-
-    def batch(self, step: int) -> Batch:
-        """Return the batch of a step, [batch_size, longest row]."""
-        group, place = divmod(step, SORTED_BATCHES)
-        return pad_rows([self.rows[index] for index in self._group(group)[place]], self.pad)
-
-    def _make_group(self, group: int) -> list[list[int]]:
-        chosen: list[int] = []
-        for number, (pool, quota) in enumerate(zip(self.pools, self.quotas, strict=True)):
-            size = len(pool.rows)
-            cursors = range(group * quota, (group + 1) * quota)
-            chosen += [int(self._order(number, cursor // size)[cursor % size]) for cursor in cursors]
-        chosen.sort(key=lambda index: (len(self.rows[index].ids), index))
-        batches = [chosen[at : at + self.batch_size] for at in range(0, len(chosen), self.batch_size)]
-        return [batches[place] for place in permutation(SORTED_BATCHES, *self.seed, group)]
-
-
-def _quotas(shares: Sequence[float], total: int) -> list[int]:
-    """Split `total` by shares into whole numbers that sum to it (largest remainders first)."""
-    exact = [share / sum(shares) * total for share in shares]
-    whole = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda at: (whole[at] - exact[at], at))
-    for at in by_remainder[: total - sum(whole)]:
-        whole[at] += 1
-    return whole
-
-
-def pad_rows(rows: Sequence[Encoded], pad: int) -> Batch:
+def pad_rows(rows: Sequence[Row | Encoded], pad: int) -> Batch:
     """Lay conversations into one batch, padded on the right; a label stands where the next token is to be learnt."""
-    longest = max(len(row.ids) for row in rows) - 1
-    inputs = np.full((len(rows), longest), pad, np.int64)
-    labels = np.full((len(rows), longest), IGNORED, np.int64)
+    sizes = [len(row.ids) - 1 for row in rows]
+    inputs = np.full((len(rows), max(sizes)), pad, np.int64)
+    labels = np.full((len(rows), max(sizes)), IGNORED, np.int64)
     for at, row in enumerate(rows):
-        ids = np.asarray(row.ids, np.int64)
-        inputs[at, : len(ids) - 1] = ids[:-1]
-        labels[at, : len(ids) - 1] = np.where(row.mask[1:], ids[1:], IGNORED)
-    real = sum(len(row.ids) - 1 for row in rows)
-    return Batch(torch.from_numpy(inputs), torch.from_numpy(labels), int((labels != IGNORED).sum()), real)
+        _lay(row, inputs[at], labels[at], 0)
+    learnt = int((labels != IGNORED).sum())
+    return Batch(torch.from_numpy(inputs), torch.from_numpy(labels), learnt, sum(sizes), sizes=torch.tensor(sizes))
 
 
-def fixed_batches(rows: Sequence[Encoded], batch_size: int, pad: int, limit: int) -> list[Batch]:
-    """Return at most `limit` batches of conversations, sorted by length, for measuring."""
-    chosen = sorted(rows[: limit * batch_size], key=lambda row: len(row.ids))
-    return [pad_rows(chosen[at : at + batch_size], pad) for at in range(0, len(chosen), batch_size)]
+def pack_rows(rows: Sequence[Sequence[Row | Encoded]], pad: int) -> Batch:
+    """Lay several conversations or documents into each row of one batch, with positions that begin again at each.
 
-
-Overlong = Literal["refuse", "cut", "drop"]
-
-
-def fit(rows: Sequence[Encoded], context: int, policy: Overlong) -> tuple[list[int], list[Encoded], dict[str, int]]:
-    """Make conversations fit into `context` tokens; returns (indices kept, those rows, counts of what was done).
-
-    Counts: `cut`, `too_long` (dropped), `nothing_to_learn` (no assistant token, or none left after the cut).
-    Raises `DataError` under the policy `refuse`.
+    row         a b c d | e f | g h i |
+    inputs      a b c   e   g h   .          the last token of each is only foretold
+    labels      b c d   f   h i   -
+    positions   0 1 2   0   0 1   0
+    documents   0 0 0   1   2 2   3
     """
-    kept: list[int] = []
-    fitted: list[Encoded] = []
-    counts = {"cut": 0, "too_long": 0, "nothing_to_learn": 0}
-    for index, row in enumerate(rows):
-        if len(row.ids) > context:
-            if policy == "refuse":
-                raise DataError(
-                    f"conversation {index} has {len(row.ids)} tokens, the model takes {context}",
-                    hint="Set overlong to cut or drop, or train a model with a longer context.",
-                )
-            counts["cut" if policy == "cut" else "too_long"] += 1
-            if policy == "drop":
-                continue
-            row = Encoded(row.ids[:context], row.mask[:context])
-        if not any(row.mask[1:]):
-            counts["nothing_to_learn"] += 1
-            continue
-        kept.append(index)
-        fitted.append(row)
-    return kept, fitted, counts
+    sizes = [sum(len(item.ids) - 1 for item in row) for row in rows]
+    shape = (len(rows), max(sizes))
+    inputs, labels = np.full(shape, pad, np.int64), np.full(shape, IGNORED, np.int64)
+    positions, documents = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for at, row in enumerate(rows):
+        start = 0
+        for number, item in enumerate(row):
+            end = start + _lay(item, inputs[at], labels[at], start)
+            positions[at, start:end], documents[at, start:end] = np.arange(end - start), number
+            start = end
+        positions[at, start:], documents[at, start:] = np.arange(shape[1] - start), len(row)
+    return Batch(
+        torch.from_numpy(inputs),
+        torch.from_numpy(labels),
+        int((labels != IGNORED).sum()),
+        sum(sizes),
+        sizes=torch.tensor(sizes),
+        positions=torch.from_numpy(positions),
+        documents=torch.from_numpy(documents),
+    )
+
+
+def _lay(row: Row | Encoded, inputs: Indices, labels: Indices, start: int) -> int:
+    """Write one row's inputs and labels from `start` on; returns how many they are."""
+    ids = np.asarray(row.ids, np.int64)
+    end = start + len(ids) - 1
+    inputs[start:end] = ids[:-1]
+    labels[start:end] = np.where(np.asarray(row.mask, bool)[1:], ids[1:], IGNORED)
+    return len(ids) - 1
+
+
+def fixed_batches(rows: Tokens, batch_size: int, pad: int, limit: int) -> list[Batch]:
+    """Return at most `limit` batches of conversations, sorted by length, for measuring."""
+    chosen = [int(at) for at in np.argsort(rows.lengths[: limit * batch_size], kind="stable")]
+    return [
+        pad_rows([rows[index] for index in chosen[at : at + batch_size]], pad)
+        for at in range(0, len(chosen), batch_size)
+    ]

@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from catena.core.stage import Context
-from catena.core.types import DatasetVersion
-from catena.train.artifacts import read_split, seed_of
+from catena.core.types import DatasetVersion, ModelVersion
+from catena.train.artifacts import encode_split, seed_of
 
 if TYPE_CHECKING:
     from catena.train.batches import Batch, PackedDocuments
-    from catena.train.sft import Curriculum, SftConfig
+    from catena.train.curriculum import Curriculum
+    from catena.train.sft import SftConfig
 
 REPLAY_CURVE = "replay_loss"
 
@@ -47,12 +48,13 @@ class Replayed:
         return self._course.rate(min(step - (step + 1) // self._every, self._course.steps - 1))
 
 
-def packed_documents(ctx: Context, cfg: SftConfig, words: Any, documents: DatasetVersion) -> PackedDocuments:
+def packed_documents(
+    ctx: Context, cfg: SftConfig, words: Any, base: ModelVersion, documents: DatasetVersion
+) -> PackedDocuments:
     """Encode and pack the documents that are replayed. Raises `DataError` where they fill no sequence."""
-    from catena.models.tokenizer import encode_texts
     from catena.train.batches import PackedDocuments
+    from catena.train.encode import Encoding
 
-    texts = [sample.text for sample in read_split(ctx, documents, cfg.split, "document")]
-    encoded = encode_texts(words, texts)
-    seed = (seed_of(ctx), len(cfg.phases))
-    return PackedDocuments(encoded, words.eos_token_id, cfg.replay_length, cfg.replay_sequences, seed)
+    plan = Encoding(shape="document", tokenizer=str(ctx.store.checkout(base)), vocabulary=base.digest)
+    tokens = encode_split(ctx, "replay", documents, cfg.split, plan=plan, words=words)
+    return PackedDocuments(tokens, cfg.replay_length, cfg.replay_sequences, (seed_of(ctx), len(cfg.phases)))

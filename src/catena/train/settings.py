@@ -7,11 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from catena.core.config import Config
+from catena.train.guard import GuardConfig
 from catena.train.parallel.settings import ParallelConfig
 
 Schedule = Literal["cosine", "wsd", "constant"]
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "float8"]
+OptimizerName = Literal["adamw", "sgd", "lion", "muon", "adafactor"]
+Compile = Literal["auto", "on", "off"]
 
 
 class TrainConfig(Config):
@@ -21,6 +24,9 @@ class TrainConfig(Config):
     """Sequences in one optimizer step."""
     micro_batch_size: int = Field(default=0, ge=0)
     """Sequences in one forward and backward; the rest of the batch is accumulated. 0: the whole batch at once."""
+    optimizer: OptimizerName = "adamw"
+    """`adamw`; `sgd` with momentum; `lion` (arXiv 2302.06675; wants a rate 3 to 10 times lower); `muon` for matrices
+    with AdamW for the rest; `adafactor` (arXiv 1804.04235), which keeps the least state."""
     learning_rate: float = Field(default=2e-3, gt=0, le=1)
     """Highest learning rate."""
     warmup_steps: int = Field(default=20, ge=0)
@@ -33,8 +39,10 @@ class TrainConfig(Config):
     """Rate at the end, as a share of the highest."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Decoupled decay of weight matrices; embeddings and norms have none."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """The optimizer's memory of gradients (beta1 of AdamW and Lion)."""
     beta2: float = Field(default=0.95, gt=0, lt=1)
-    """AdamW's memory of squared gradients; beta1 is 0.9."""
+    """AdamW's memory of squared gradients, and Lion's of gradients."""
     clip: float = Field(default=1.0, gt=0)
     """Longest gradient, in the 2-norm over all weights."""
     eval_every: int = Field(default=200, ge=1)
@@ -45,9 +53,18 @@ class TrainConfig(Config):
     """Steps between two entries in the loss curve."""
     checkpoint_seconds: float = Field(default=10.0, ge=0)
     """Training time between two checkpoints to go on from; 0 writes one at each step. The result is the same."""
+    checkpoint_every: int = Field(default=1000, ge=1)
+    """Steps between two checkpoints that are written in any case: a spike sends the training back to such a one."""
+    checkpoint_keep: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept; the best one, and the one to go back to, are kept besides."""
     precision: Precision = "auto"
-    """Number format of matrix products; weights are float32. `auto`: bfloat16 on a GPU that has it, else float32."""
+    """Number format of matrix products; weights are float32. `auto`: what a short measurement finds faster;
+    `float8` needs a GPU of compute capability 8.9 or more."""
+    compile: Compile = "auto"
+    """Whether layers are compiled (`torch.compile`). `auto`: on a GPU, where the training is long enough to pay."""
     device: Device = "auto"
     """`auto`: the first CUDA GPU, else the CPU."""
+    guard: GuardConfig = GuardConfig()
+    """What is watched, and what is done about it."""
     parallel: ParallelConfig = ParallelConfig()
     """How several processes share the work; one process needs nothing of it."""

@@ -6,48 +6,26 @@ free ones after, for example. One learning-rate schedule runs over all phases.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from catena.core.config import Config
 from catena.core.errors import DataError, UsageError
-from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion, ModelVersion
-from catena.train.artifacts import fingerprint, license_of, read_split, seed_of, store_model
+from catena.models.adapters import AdapterConfig, attach
+from catena.train.artifacts import encode_split, fingerprint, license_of, seed_of, store_trained
+from catena.train.curriculum import Curriculum, Phase, facts_of
+from catena.train.launch import launched
+from catena.train.overlong import Overlong
 from catena.train.replay import Replayed, packed_documents
 from catena.train.settings import TrainConfig
 
 if TYPE_CHECKING:
-    from catena.models.chat import Encoded
-    from catena.train.batches import Batch, Pool
-
-
-class Phase(Config):
-    """One part of a curriculum. At most one of `steps` and `epochs`; none means one epoch."""
-
-    levels: tuple[int, ...] = ()
-    """Values of `metadata.level` to draw from; empty: all conversations."""
-    shares: tuple[float, ...] = ()
-    """For each level its share of every batch; empty: each conversation counts the same."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps."""
-    epochs: float | None = Field(default=None, gt=0)
-    """Times to go through this phase's conversations."""
-    learning_rate: float | None = Field(default=None, gt=0, le=1)
-    """Highest rate in this phase, in place of the stage's."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Phase:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give steps or epochs, not both")
-        if self.shares and (len(self.shares) != len(self.levels) or min(self.shares) <= 0):
-            raise ValueError("shares are positive numbers, one for each level")
-        return self
+    from catena.train.batches import Batch
+    from catena.train.encode import Encoding
+    from catena.train.tokens import Tokens
 
 
 class SftConfig(TrainConfig):
@@ -57,8 +35,15 @@ class SftConfig(TrainConfig):
     """The curriculum, in order."""
     take_turns: str = ""
     """Metadata key: conversations with one value of it (phrasings of one fact) are spread evenly over an epoch."""
-    overlong: Literal["refuse", "cut", "drop"] = "cut"
-    """What to do with a conversation longer than the model's context; what was done is counted and logged."""
+    overlong: Overlong = "cut"
+    """What to do with a conversation that is too long: `refuse` it, `cut` its end off, `split` it at a question, `drop`
+    it; what was done is counted and logged."""
+    packing: bool = False
+    """Several conversations in one row, none seeing another: hardly any padding. `batch_size` counts such rows."""
+    sequence_length: int | None = Field(default=None, ge=8)
+    """Most tokens of a row; default: the model's context; of packed rows the longest conversation, at least 512."""
+    tokens_per_batch: int = Field(default=0, ge=0)
+    """Most tokens of a batch, padding too, in place of `batch_size`: short conversations come in larger batches."""
     split: str = "train"
     """Split to train on."""
     validation_split: str = "validation"
@@ -69,15 +54,20 @@ class SftConfig(TrainConfig):
     """Sequences in a batch of replayed documents."""
     replay_length: int = Field(default=128, ge=8)
     """Tokens in such a sequence."""
+    adapter: AdapterConfig = AdapterConfig()
+    """Trains a few new weights and leaves the model as it is; the result is an adapter (`train.merge` merges it)."""
 
     @model_validator(mode="after")
-    def _something_to_do(self) -> SftConfig:
+    def _consistent(self) -> SftConfig:
         if not self.phases:
             raise ValueError("a curriculum needs at least one phase")
+        if self.packing and self.adapter.tokens_ahead:
+            raise ValueError(f"packing has one row for many conversations; a {self.adapter.kind} stands before each")
         return self
 
 
 @stage("train.sft")
+@launched
 def sft(
     ctx: Context, cfg: SftConfig, *, base: ModelVersion, data: DatasetVersion, replay: DatasetVersion | None = None
 ) -> ModelVersion:
@@ -86,26 +76,32 @@ def sft(
     With `replay`, documents are learnt in between, so that the model stays good at what it was pretrained on.
     """
     from catena.models.checkpoint import load
+    from catena.models.heads import context_of
     from catena.train.batches import fixed_batches
     from catena.train.loop import Plan, train
+    from catena.train.objectives import check_packable
 
     if base.form != "full":
         raise UsageError(f"{base.digest[:12]} is a {base.form} model; only a full one can be trained")
-    samples = read_split(ctx, data, cfg.split, "conversation")
     model, words = load(ctx.store.checkout(base))
-    samples, rows = _encode(ctx, cfg, words, samples, model.config.max_position_embeddings)
-    pad = words.pad_token_id if words.pad_token_id is not None else words.eos_token_id
-    conversations = Curriculum(cfg, samples, rows, seed_of(ctx), pad)
+    if cfg.packing:
+        check_packable(model)
+    plan = encoding(cfg, ctx.store.checkout(base), base.digest, context_of(model.config.to_dict()))
+    rows = _conversations(ctx, data, cfg.split, plan, words)
+    rows.check_vocabulary(model.config.vocab_size)
+    pad = words.pad_token_id if words.pad_token_id is not None else words.eos_token_id or 0
+    facts = facts_of(ctx.store.open_dataset(data).samples(cfg.split), rows.samples.tolist(), cfg.take_turns)
+    conversations = Curriculum(cfg, facts, rows, seed_of(ctx), pad)
     course: Curriculum | Replayed = conversations
     if replay is not None:
-        course = Replayed(conversations, packed_documents(ctx, cfg, words, replay), cfg.replay_every)
+        course = Replayed(conversations, packed_documents(ctx, cfg, words, base, replay), cfg.replay_every)
     given = [base, data] if replay is None else [base, data, replay]
     validation: list[Batch] = []
     if cfg.validation_split in data.splits:
-        held = read_split(ctx, data, cfg.validation_split, "conversation")
-        _, held_rows = _encode(ctx, cfg, words, held, model.config.max_position_embeddings)
-        validation = fixed_batches(held_rows, cfg.batch_size, pad, cfg.eval_batches)
-    plan = Plan(
+        held = _conversations(ctx, data, cfg.validation_split, plan, words)
+        validation = fixed_batches(held, cfg.batch_size, pad, cfg.eval_batches)
+    model = attach(model, cfg.adapter, seed_of(ctx), words)
+    work = Plan(
         label="fine-tune",
         steps=course.steps,
         batch=course.batch,
@@ -114,94 +110,32 @@ def sft(
         phase_ends=frozenset(course.ends),
         fingerprint=fingerprint(ctx, cfg, *given),
     )
-    train(ctx, model, plan, cfg)
-    return store_model(ctx, model, words, license_of(*given))
+    train(ctx, model, work, cfg)
+    return store_trained(ctx, model, words, license_of(*given), cfg.adapter, base)
 
 
-class Curriculum:
-    """Phases as one training: which batch and which rate a step has, as pure functions of the step."""
+def encoding(cfg: SftConfig, folder: Path, digest: str, context: int) -> Encoding:
+    """Return how conversations become tokens for the model in a folder, which takes `context` (0: any number)."""
+    from catena.train.encode import Encoding
 
-    def __init__(self, cfg: SftConfig, samples: Sequence[Sample], rows: Sequence[Encoded], seed: int, pad: int) -> None:
-        from catena.train.batches import BucketedConversations
-
-        self.cfg = cfg
-        pools = [pools_of(phase, samples, cfg.take_turns) for phase in cfg.phases]
-        self._drawn = [
-            BucketedConversations(rows, group, cfg.batch_size, (seed, number), pad)
-            for number, group in enumerate(pools)
-        ]
-        sizes = [sum(len(pool.rows) for pool in group) for group in pools]
-        lengths = [steps_of(phase, size, cfg.batch_size) for phase, size in zip(cfg.phases, sizes, strict=True)]
-        self.ends = list(accumulate(lengths))
-        """Number of steps done when each phase ends."""
-
-    @property
-    def steps(self) -> int:
-        """Steps of all phases together."""
-        return self.ends[-1]
-
-    def batch(self, step: int) -> Batch:
-        """Return the batch of a step."""
-        number = bisect_right(self.ends, step)
-        return self._drawn[number].batch(step - (self.ends[number - 1] if number else 0))
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step: one schedule over all phases, each with its own height if it has one."""
-        from catena.train.optim import learning_rate
-
-        phase = self.cfg.phases[bisect_right(self.ends, step)]
-        return learning_rate(step, self.steps, self.cfg, phase.learning_rate)
+    context -= min(cfg.adapter.tokens_ahead, context)
+    limits = [limit for limit in (context, cfg.sequence_length) if limit]
+    return Encoding(
+        shape="conversation",
+        tokenizer=str(folder),
+        vocabulary=digest,
+        longest=min(limits, default=0),
+        overlong=cfg.overlong,
+    )
 
 
-def steps_of(phase: Phase, rows: int, batch_size: int) -> int:
-    """Return the optimizer steps that a phase's budget comes to."""
-    if phase.steps is not None:
-        return phase.steps
-    return max(1, round((phase.epochs or 1.0) * rows / batch_size))
-
-
-def pools_of(phase: Phase, samples: Sequence[Sample], take_turns: str = "") -> list[Pool]:
-    """Return what a phase draws from: one pool, or one for each level where it has shares.
-
-    Raises `DataError` when a level of the phase has no conversation.
-    """
-    import numpy as np
-
-    from catena.train.batches import Pool
-
-    numbers: dict[Any, int] = {}
-    turns = [numbers.setdefault(sample.metadata.get(take_turns), len(numbers)) for sample in samples]
-    level_of = [sample.metadata.get("level") for sample in samples]
-    for level in phase.levels:
-        if level not in level_of:
-            present = sorted({str(found) for found in level_of})
-            raise DataError(f"no conversation has the level {level}", hint=f"Levels here: {', '.join(present)}.")
-    groups = [[level] for level in phase.levels] if phase.shares else [list(phase.levels)]
-    pools = []
-    for number, levels in enumerate(groups):
-        rows = np.array([at for at, level in enumerate(level_of) if not levels or level in levels], np.int64)
-        share = phase.shares[number] if phase.shares else 1.0
-        pools.append(Pool(rows, share, np.array(turns, np.int64)[rows] if take_turns else None))
-    return pools
-
-
-def _encode(
-    ctx: Context, cfg: SftConfig, words: Any, samples: list[Sample], context: int
-) -> tuple[list[Sample], list[Encoded]]:
-    from catena.models.chat import encode_conversations
-    from catena.train.batches import fit
-
-    encoded = encode_conversations(words, [sample.data["messages"] for sample in samples])
-    kept, rows, counts = fit(encoded, context, cfg.overlong)
-    for reason, count in counts.items():
-        if count:
-            ctx.events.metric(reason, count)
-            ctx.events.log(f"{count} of {len(samples)} conversations: {reason.replace('_', ' ')} (context {context})")
-    if not rows:
+def _conversations(ctx: Context, data: DatasetVersion, split: str, plan: Encoding, words: Any) -> Tokens:
+    """Return the conversations of a split in tokens. Raises `DataError` where nothing is to be learnt."""
+    rows = encode_split(ctx, split, data, split, plan=plan, words=words)
+    if not len(rows):
         raise DataError(
-            f"none of {len(samples)} conversations has assistant tokens to learn from",
+            f"none of {data.splits[split].rows} conversations has assistant tokens to learn from",
             hint="Each needs a message of the role assistant that begins within the model's context.",
         )
-    learnt, total = sum(row.learnt for row in rows), sum(len(row.ids) for row in rows)
-    ctx.events.log(f"{len(rows)} conversations, {total} tokens, {learnt} of them learnt from")
-    return [samples[index] for index in kept], rows
+    ctx.events.log(f"{len(rows)} conversations, {rows.total} tokens, {rows.learnt} of them learnt from")
+    return rows

@@ -16,6 +16,9 @@ from catena.train.artifacts import license_of, read_split
 class TokenizerConfig(Config):
     """How to learn the vocabulary."""
 
+    kind: Literal["bpe", "character"] = "bpe"
+    """`bpe`: frequent runs of bytes, whatever the text. `character`: each character that the text has, as in nanoGPT;
+    the fields below but `split` are then not looked at."""
     vocab_size: int = Field(default=4096, ge=261, le=1_000_000)
     """Most tokens, the 256 bytes and 5 control tokens among them; little text gives fewer."""
     pattern: Literal["words", "names"] = "words"
@@ -32,8 +35,8 @@ class TokenizerConfig(Config):
 def tokenizer(
     ctx: Context, cfg: TokenizerConfig, *, source: DatasetVersion, conversations: DatasetVersion | None = None
 ) -> ModelVersion:
-    """Learn a byte-level BPE tokenizer with a chat template, from one split of documents and conversations."""
-    from catena.models.tokenizer import save_tokenizer, train_tokenizer
+    """Learn a tokenizer with a chat template, of bytes (BPE) or characters, from one split of documents."""
+    from catena.models.tokenizer import save_tokenizer, train_character_tokenizer, train_tokenizer
 
     texts = [sample.text for sample in read_split(ctx, source, cfg.split, "document")]
     if conversations is not None:
@@ -46,11 +49,15 @@ def tokenizer(
     def counted() -> Iterator[str]:
         yield from progress.over(texts)
 
-    trained = train_tokenizer(counted(), cfg.vocab_size, pattern=cfg.pattern, min_frequency=cfg.min_frequency)
+    if cfg.kind == "character":
+        trained, architecture = train_character_tokenizer(counted()), "Characters"
+    else:
+        trained = train_tokenizer(counted(), cfg.vocab_size, pattern=cfg.pattern, min_frequency=cfg.min_frequency)
+        architecture = "ByteLevelBPE"
+        if len(trained) < cfg.vocab_size:
+            ctx.events.log(f"the text gave {len(trained)} tokens; {cfg.vocab_size} were asked for")
     ctx.events.metric("vocabulary", len(trained))
-    if len(trained) < cfg.vocab_size:
-        ctx.events.log(f"the text gave {len(trained)} tokens; {cfg.vocab_size} were asked for")
     with ctx.store.temporary_folder() as folder:
         save_tokenizer(trained, folder)
         terms = license_of(source, conversations)
-        return ctx.store.put_model(folder, "tokenizer", architecture="ByteLevelBPE", license=terms)
+        return ctx.store.put_model(folder, "tokenizer", architecture=architecture, license=terms)

@@ -1,7 +1,8 @@
-"""Two stages: one makes documents out of nothing, one changes them."""
+"""Three stages: one makes documents out of nothing, one changes them, one pretends to train."""
 
 from __future__ import annotations
 
+import math
 import time
 
 from pydantic import Field
@@ -52,4 +53,35 @@ def shout(ctx: Context, cfg: ShoutConfig, *, source: DatasetVersion) -> DatasetV
     with ctx.store.new_dataset("document", license=source.license) as out:
         for sample in ctx.store.open_dataset(source).samples():
             out.add(sample.derive({"text": str(sample.data["text"]).upper() + cfg.mark}))
+        return out.commit()
+
+
+class DescendConfig(Config):
+    rate: float = Field(0.1, gt=0)
+    """Best at 0.01."""
+    width: int = Field(4, ge=1)
+    """Best at 12; also how many rows come out."""
+    mark: str = "!"
+    """Worse by 1 for "?"."""
+    seconds: float = Field(0.0, ge=0)
+    """How long to pretend to train."""
+
+
+@stage("example.descend")
+def descend(ctx: Context, cfg: DescendConfig, *, source: DatasetVersion) -> DatasetVersion:
+    """Pretend to train: a curve `val_loss` over ten steps, and as many rows as it is wide."""
+    if cfg.rate > 0.5:
+        raise DataError("the training diverged")
+    end = 2 + math.log10(cfg.rate / 0.01) ** 2 + ((cfg.width - 12) / 8) ** 2 + (cfg.mark == "?")
+    progress = ctx.progress("descend", 10, "steps")
+    for step in range(1, 11):
+        time.sleep(cfg.seconds / 10)
+        ctx.events.metric("val_loss", end + 2 * math.exp(-step), step)
+        progress.advance(1)
+    progress.finish()
+    ctx.events.metric("rows", cfg.width)
+    with ctx.store.new_dataset("document", license=source.license) as out:
+        for number in range(cfg.width):
+            text = f"{number} {cfg.rate} {cfg.mark}"
+            out.add(Sample(sample_id(text), {"text": text}, source=f"example:{number}"))
         return out.commit()

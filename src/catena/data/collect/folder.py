@@ -67,6 +67,7 @@ class Folder:
         with _translated(self.cfg.url):
             system = self._system()
             if not system.exists(self.root):
+                system.info(self.root)  # s3fs says "not there" of a bucket whose server is down; this says why
                 raise NotFound(f"there is nothing at {self.cfg.url}", hint="See whether the address is right.")
             if self._is_file(system):
                 return [_found(self.root.rsplit("/", 1)[-1], system.info(self.root))]

@@ -8,16 +8,24 @@ from pydantic import Field
 
 from catena.core.config import Config
 
-Kind = Literal["ddp", "zero1", "zero2", "zero3"]
+Kind = Literal["ddp", "zero1", "zero2", "zero3", "server"]
 Compression = Literal["none", "float16", "bfloat16", "powersgd"]
+Launcher = Literal["local", "ray"]
 
 
 class ParallelConfig(Config):
     """How the processes of one training share its work. The sizes' product is the number of processes."""
 
+    processes: int = Field(default=0, ge=0)
+    """Processes to start for the training. 0: none but this one, or those that torchrun has started."""
+    launcher: Launcher = "local"
+    """Where they are started: `local`, on this machine; `ray`, on a cluster. Those of torchrun and Slurm are there."""
     data: Kind = "ddp"
     """What data-parallel processes hold of weights, gradients and optimizer state: `ddp` all; `zero1` shares of the
-    optimizer state; `zero2` of gradients too; `zero3` of everything."""
+    optimizer state; `zero2` of gradients too; `zero3` of everything; `server`: one process holds the state, and
+    all send their gradients to it without waiting for one another."""
+    staleness: int = Field(default=1, ge=0)
+    """With `server`, the steps that the fastest process may be ahead of the slowest (bounded staleness)."""
     tensor: int = Field(default=1, ge=1)
     """Processes that share each layer's matrices (tensor parallel)."""
     pipeline: int = Field(default=1, ge=1)

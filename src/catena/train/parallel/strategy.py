@@ -19,12 +19,24 @@ from torch import Tensor, nn
 
 from catena.train.batches import Batch
 from catena.train.objectives import next_token_loss
-from catena.train.optim import make_optimizer
+from catena.train.optim import begin, make_optimizer
+from catena.train.parallel.contract import WorkerDone as WorkerDone
 from catena.train.precision import precision
 from catena.train.settings import TrainConfig
 
 Objective = Callable[[Any, Batch], Tensor]
 """Summed loss over the learnt tokens (or rows) of a batch."""
+
+
+@dataclass(slots=True)
+class Wire:
+    """Counts what this process hands to collectives and sends."""
+
+    bytes: int = 0
+
+    def add(self, *tensors: Tensor) -> None:
+        """Count tensors about to be handed over."""
+        self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,8 @@ class Piece:
     """Where the local part begins in it."""
     writes: bool = True
     """Whether this process writes it to a checkpoint (of equal copies, one does)."""
+    optional: bool = False
+    """Whether the training can go on without it: where a checkpoint lacks it, the tensor stays as it is."""
 
 
 class Strategy:
@@ -50,6 +64,7 @@ class Strategy:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
+        self.wire = Wire()
 
     @property
     def main(self) -> bool:
@@ -95,7 +110,7 @@ class Strategy:
 
     def pieces(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Piece]:
         """Return all that this process holds and a checkpoint needs; moments that are not there yet are made first."""
-        _begin(optimizer)
+        begin(optimizer)
         found = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -108,21 +123,20 @@ class Strategy:
         """Whether the flag is up on any process: all decide alike to stop, to repeat, to pass over."""
         return flag
 
+    def same(self, number: int) -> int:
+        """Return what the main process says; for what is measured, and must be alike everywhere."""
+        return number
+
+    def least(self, number: int) -> int:
+        """Return the least that any process says; for what all of them must be able to do."""
+        return number
+
     def gather(self, model: Any) -> Any:
-        """Return the whole trained model on the CPU on the main process (elsewhere anything), ready to be saved."""
+        """Return the whole trained model on the CPU on the main process (elsewhere anything), ready to be saved.
+
+        It is the very object that `place` was given, whatever was done to it since.
+        """
         return model.to("cpu").eval()
 
     def close(self) -> None:
         """Leave the group of processes."""
-
-
-def _begin(optimizer: torch.optim.Optimizer) -> None:
-    """Make AdamW's moments where no step has been done yet, so that a checkpoint can be read into them."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if not optimizer.state.get(parameter):
-                optimizer.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }

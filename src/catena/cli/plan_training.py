@@ -1,0 +1,76 @@
+"""`catena plan-training`: how to share a training among GPUs, what each way costs, and why one is picked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from catena.cli.session import session_of
+
+SHOWN = 12
+COLUMNS = ("plan", "micro-batch", "again", "memory GB", "model", "activations", "sent GB", "step s", "fits")
+
+
+def plan_training(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A preset, or the folder of a model.")],
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="GPUs altogether.")] = None,
+    memory: Annotated[float | None, typer.Option(metavar="GB", help="Memory of one GPU.")] = None,
+    link: Annotated[float | None, typer.Option(metavar="GB/S", help="Speed between two GPUs.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A=C", help="Change a value: sequence_length=8192.")
+    ] = None,
+    vocabulary: Annotated[int | None, typer.Option(metavar="N", help="Tokens; default: the model's own.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show every formula.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show every candidate, not the best only.")] = False,
+) -> None:
+    """Say what each way to share a training costs in memory, traffic and time, and pick one."""
+    from catena.core.config import override, parse
+    from catena.train.planner import FORMULAS, PlanConfig, plan_training as planned
+    from catena.train.planner_shape import shape_of
+
+    given = {name: value for name, value in (("gpus", gpus), ("memory", memory), ("link", link)) if value is not None}
+    config = parse(PlanConfig, override(given, assignments or []))
+    planning = planned(shape_of(model, vocabulary), config)
+    out = session_of(context).out
+    records = [item.record() for item in planning.candidates]
+    if out.json:
+        picked = planning.picked.record() if planning.picked else None
+        facts = {"model": model, "parameters": planning.shape.parameters, "config": config.model_dump(mode="json")}
+        formulas = {"formulas": FORMULAS} if explain else {}
+        out.value({**facts, "picked": picked, "why": planning.why, "candidates": records, **formulas})
+        return
+    out.note(f"{model}: {planning.shape.parameters / 1e9:.3g} billion parameters")
+    out.table(COLUMNS, [_row(record) for record in (records if every else records[:SHOWN])])
+    if len(records) > SHOWN and not every:
+        out.note(f"{len(records) - SHOWN} more: --all")
+    if explain:
+        out.fields(FORMULAS)
+    out.line(planning.why)
+
+
+def _row(record: dict[str, Any]) -> tuple[Any, ...]:
+    layout = record["layout"]
+    model = record["weights"] + record["gradients"] + record["optimizer"]
+    return (
+        record["label"],
+        layout["micro_batch"],
+        "yes" if layout["checkpointing"] else "",
+        f"{record['memory'] / 1e9:.1f}",
+        f"{model / 1e9:.1f}",
+        f"{(record['activations'] + record['logits']) / 1e9:.1f}",
+        f"{record['traffic_bytes'] / 1e9:.1f}",
+        f"{record['seconds']:.3g}",
+        "yes" if record["fits"] else "no",
+    )
+
+
+COMMANDS = (
+    (
+        "plan-training",
+        plan_training,
+        "  catena plan-training llama-8b --gpus 8 --memory 80 --link 64\n"
+        "  catena plan-training qwen3-14b --gpus 64 --set sequence_length=8192 --set node_link=450 --explain",
+    ),
+)

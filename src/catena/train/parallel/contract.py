@@ -1,0 +1,90 @@
+"""The contract of a training's processes, whoever starts them; and what can be shared among how many. Free of torch.
+
+    RANK          which process this is; 0 is the main one, which alone writes events, reports and the store
+    WORLD_SIZE    how many there are
+    LOCAL_RANK    which of those on this machine it is, and so which GPU is its own
+    MASTER_ADDR, MASTER_PORT    where the main process waits for the others
+
+It is torchrun's. All processes run the same stage with the same config, inputs, seed and work folder.
+"""
+
+from __future__ import annotations
+
+import os
+
+from catena.core.errors import ConfigError
+from catena.train.parallel.settings import ParallelConfig
+
+NAMES = ("pipeline", "data", "context", "tensor")
+TESTED = (
+    ("ddp", "tensor"),
+    ("zero3", "tensor"),
+    ("ddp", "pipeline"),
+    ("ddp", "context"),
+    ("pipeline", "tensor"),
+)
+"""Pairs of ways to share that are known to equal one process."""
+
+
+class WorkerDone(BaseException):
+    """Raised by `train` on every process but the main one, when the training is over: there is nothing left to do.
+
+    Not an `Exception`: whatever a stage catches, it goes through to the worker.
+    """
+
+
+def sizes_of(config: ParallelConfig, world: int) -> tuple[int, int, int, int]:
+    """Return the sizes (pipeline, data, context, tensor) for `world` processes.
+
+    Raises `ConfigError` where they cannot be shared so, or where a combination is not known to be exact.
+    """
+    inner = config.pipeline * config.context * config.tensor
+    if world % inner:
+        shares = ", ".join(
+            f"{name} {getattr(config, name)}" for name in NAMES if name != "data" and _given(config, name)
+        )
+        raise ConfigError(
+            f"{_counted(world)} cannot be shared as {shares}",
+            hint=f"Start {inner}, or a multiple of it; or change the sizes under parallel.",
+        )
+    data = world // inner
+    used: list[str] = [config.data] if data > 1 else []
+    used += [name for name in NAMES if name != "data" and _given(config, name)]
+    if len(used) > 2 or (len(used) == 2 and tuple(sorted(used, key=_order)) not in TESTED):
+        raise ConfigError(
+            f"{' with '.join(used)} is not offered: it has not been shown to equal one process",
+            hint="These are: " + "; ".join(" with ".join(pair) for pair in TESTED) + ".",
+        )
+    if config.compression != "none" and used and used != [config.data]:
+        raise ConfigError(
+            f"compression {config.compression} is for data-parallel processes alone, not with {' and '.join(used)}",
+            hint="Set compression: none, or leave the other sizes at 1.",
+        )
+    if config.compression != "none" and config.data in ("zero3", "server"):
+        raise ConfigError(
+            f"{config.data} has no compression of gradients", hint="Use ddp, zero1 or zero2, or compression: none."
+        )
+    return config.pipeline, data, config.context, config.tensor
+
+
+def _given(config: ParallelConfig, name: str) -> bool:
+    return int(getattr(config, name)) > 1
+
+
+def _counted(world: int) -> str:
+    return "1 process" if world == 1 else f"{world} processes"
+
+
+def _order(name: str) -> int:
+    kinds = ("ddp", "zero1", "zero2", "zero3", "server", "pipeline", "context", "tensor")
+    return kinds.index(name)
+
+
+def world_of_environment() -> tuple[int, int]:
+    """Return (rank, processes) as torchrun and our launchers put them into the environment."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_worker() -> bool:
+    """Whether somebody started this process as one of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ

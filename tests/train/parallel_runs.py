@@ -1,0 +1,271 @@
+"""What the processes of test_parallel do: `python -m tests.train.parallel_runs FOLDER`, with PROCESS and PORTS set.
+
+Four processes are started once. A case that wants two takes the first two of them; the reference runs in the first.
+Process 0 leaves what it found in `FOLDER/found.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from catena.core.events import Events
+from catena.core.stage import Context
+from catena.models.presets import Preset, build
+from catena.train.batches import Batch
+from catena.train.loop import Plan, train
+from catena.train.objectives import next_token_loss
+from catena.train.parallel.make import make_strategy
+from catena.train.parallel.settings import ParallelConfig
+from catena.train.parallel.strategy import WorkerDone
+from catena.train.settings import TrainConfig
+
+STEPS = 10
+LONG = 40
+SHAPE = Preset(hidden=32, layers=4, feed_forward=64, heads=4, key_value_heads=2, context=64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training: on how many processes, shared how."""
+
+    world: int = 1
+    parallel: dict[str, Any] = field(default_factory=dict)
+    tied: bool = True
+    packed: bool = False
+    micro: int = 2
+    steps: int = STEPS
+    optimizer: str = "adamw"
+
+    @property
+    def reference(self) -> str:
+        """The name of the same training on one process."""
+        kind = "packed" if self.packed else "tied" if self.tied else "untied"
+        return f"{kind}, micro {self.micro}, {self.steps} steps, {self.optimizer}"
+
+
+EXACT = {
+    "ddp": Case(2),
+    "ddp, whole batch at once": Case(2, micro=0),
+    "ddp on 4": Case(4),
+    "zero1": Case(2, {"data": "zero1"}),
+    "zero1, lion": Case(2, {"data": "zero1"}, optimizer="lion"),
+    "zero1 on 4": Case(4, {"data": "zero1"}),
+    "zero2": Case(2, {"data": "zero2"}),
+    "zero2 on 4, untied": Case(4, {"data": "zero2"}, tied=False),
+    "zero3": Case(2, {"data": "zero3"}),
+    "zero3 on 4": Case(4, {"data": "zero3"}),
+    "zero3, packed": Case(2, {"data": "zero3"}, packed=True),
+    "tensor": Case(2, {"tensor": 2}),
+    "tensor, untied": Case(2, {"tensor": 2}, tied=False),
+    "pipeline": Case(2, {"pipeline": 2}),
+    "pipeline, untied": Case(2, {"pipeline": 2}, tied=False),
+    "pipeline, packed": Case(2, {"pipeline": 2}, packed=True),
+    "pipeline of 4": Case(4, {"pipeline": 4}),
+    "context": Case(2, {"context": 2}),
+    "context, packed": Case(2, {"context": 2}, packed=True),
+    "ddp with tensor": Case(4, {"tensor": 2}),
+    "zero3 with tensor": Case(4, {"data": "zero3", "tensor": 2}),
+    "ddp with pipeline": Case(4, {"pipeline": 2}),
+    "ddp with context": Case(4, {"context": 2}),
+    "tensor with pipeline": Case(4, {"pipeline": 2, "tensor": 2}),
+}
+SMALL = {
+    "float16": Case(2, {"compression": "float16"}),
+    "bfloat16": Case(2, {"compression": "bfloat16"}),
+    "float16, zero1": Case(2, {"compression": "float16", "data": "zero1"}),
+    "float16, zero2": Case(2, {"compression": "float16", "data": "zero2"}),
+}
+LEARNING = {
+    "none": Case(2, steps=LONG),
+    "powersgd": Case(2, {"compression": "powersgd", "rank": 4}, steps=LONG),
+    "powersgd, zero1": Case(2, {"compression": "powersgd", "rank": 4, "data": "zero1"}, steps=LONG),
+}
+RESUMED = {
+    "zero3 on 2, then 1": (Case(2, {"data": "zero3"}), Case()),
+    "1, then tensor on 2": (Case(), Case(2, {"tensor": 2})),
+    "pipeline on 2, then zero1 on 4": (Case(2, {"pipeline": 2}), Case(4, {"data": "zero1"})),
+    "zero3 with tensor on 4, then 1": (Case(4, {"data": "zero3", "tensor": 2}), Case()),
+}
+CASES = {**EXACT, **SMALL, **LEARNING}
+
+
+def batches(count: int, packed: bool) -> list[Batch]:
+    """Make batches of counting sequences; six rows do not divide by four, and not every token is learnt."""
+    chance = torch.Generator().manual_seed(0)
+    made = []
+    for number in range(count):
+        start, step = torch.randint(0, 50, (6, 1), generator=chance), torch.randint(1, 5, (6, 1), generator=chance)
+        ids = (start + step * torch.arange(18)) % 50
+        labels = ids[:, 1:].clone()
+        labels[number % 6, 5:] = -100
+        rest: dict[str, Any] = {}
+        if packed:
+            places = torch.arange(17).expand(6, -1)
+            rest = {"positions": torch.where(places < 8, places, places - 8), "documents": (places >= 8).long()}
+            rest = {name: tensor.contiguous() for name, tensor in rest.items()}
+            labels[:, 7] = -100
+        learnt = int(labels.ne(-100).sum())
+        made.append(Batch(ids[:, :-1].contiguous(), labels, learnt, labels.numel(), **rest))
+    return made
+
+
+def config_of(case: Case) -> TrainConfig:
+    return TrainConfig(
+        batch_size=6,
+        micro_batch_size=case.micro,
+        optimizer=case.optimizer,
+        learning_rate=1e-2 if case.optimizer == "adamw" else 1e-3,
+        precision="float32",
+        device="cpu",
+        clip=0.5,
+        checkpoint_seconds=0,
+        log_every=1,
+        parallel=ParallelConfig(**case.parallel),
+    )
+
+
+def untrained(case: Case) -> Any:
+    return build(SHAPE.model_copy(update={"tied": case.tied}), 50, 0)
+
+
+def run(case: Case) -> dict[str, Any] | None:
+    """Train by hand; returns losses, norms and weights on the main process."""
+    config = config_of(case)
+    strategy = make_strategy(config, torch.device("cpu"))
+    whole = untrained(case)
+    model = strategy.place(whole)
+    optimizer = strategy.optimizer(model)
+    given = batches(case.steps, case.packed)
+    losses, norms = [], []
+    for batch in given:
+        losses.append(strategy.backward(model, batch, next_token_loss, case.micro))
+        norms.append(strategy.clip(model, config.clip))
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+    validation = strategy.measure(model, given[:2])
+    wire = strategy.wire.bytes
+    strategy.gather(model)
+    strategy.close()
+    if not strategy.main:
+        return None
+    weights = {name: tensor.detach().clone() for name, tensor in whole.named_parameters()}
+    return {"losses": losses, "norms": norms, "validation": validation, "wire": wire, "weights": weights}
+
+
+class Died(Exception):
+    """The end of a training before its time."""
+
+
+def run_loop(case: Case, folder: Path, until: int) -> list[dict[str, Any]]:
+    """Train with the loop and its checkpoints in a folder; dies before step `until`. Returns the events."""
+    given, events = batches(STEPS, False), []
+
+    def batch(step: int) -> Batch:
+        if step == until:
+            raise Died
+        return given[step]
+
+    model = untrained(case)
+    plan = Plan("test", STEPS, batch, lambda step: 1e-2, fingerprint="same")
+    context = Context(None, folder, 7, Events(listeners=[events.append]))  # type: ignore[arg-type]
+    try:
+        train(context, model, plan, config_of(case))
+    except (Died, WorkerDone):
+        pass
+    return events
+
+
+def curve(events: list[dict[str, Any]]) -> dict[int, float]:
+    return {event["at_step"]: event["value"] for event in events if event.get("name") == "loss"}
+
+
+def worlds(process: int, ports: Iterator[int]) -> Iterator[Any]:
+    """Return a function that makes this process one of `world`, and tells whether it is."""
+
+    def enter(world: int) -> bool:
+        port = next(ports)
+        os.environ.update(RANK=str(process), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        return process < world
+
+    while True:
+        yield enter
+
+
+def main() -> None:
+    folder, process = Path(sys.argv[1]), int(os.environ["PROCESS"])
+    torch.set_num_threads(1)
+    enter = next(worlds(process, iter(map(int, os.environ["PORTS"].split(",")))))
+    found: dict[str, Any] = {}
+    references: dict[str, Any] = {}
+    for name, case in CASES.items():
+        if process == 0 and case.reference not in references:
+            os.environ["WORLD_SIZE"] = "1"
+            references[case.reference] = run(
+                Case(1, {}, case.tied, case.packed, case.micro, case.steps, case.optimizer)
+            )
+        if enter(case.world):
+            import time; t=time.time(); c=time.process_time()
+            done = run(case)
+            if process==0: sys.stderr.write(f"TIME {name} {time.time()-t:.2f} {time.process_time()-c:.2f}\n"); sys.stderr.flush()
+            if done is not None:
+                found[name] = compared(done, references[case.reference])
+    for number, (name, (before, after)) in enumerate(RESUMED.items()):
+        place = folder / f"resumed-{number}"
+        place.mkdir(exist_ok=True)
+        whole = run_alone(folder / f"alone-{number}", process, enter)
+        first = run_loop(before, place, 6) if enter(before.world) else []
+        meet(process, enter)
+        second = run_loop(after, place, -1) if enter(after.world) else []
+        if process == 0:
+            found[name] = {"alone": whole, "before": curve(first), "after": curve(second)}
+    if process == 0:
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+def run_alone(place: Path, process: int, enter: Any) -> dict[int, float]:
+    enter(1)
+    if process:
+        return {}
+    place.mkdir(exist_ok=True)
+    return curve(run_loop(Case(), place, -1))
+
+
+def meet(process: int, enter: Any) -> None:
+    """Wait for all four."""
+    enter(4)
+    dist.init_process_group("gloo")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def compared(done: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """Return how far a training is from its reference, and what of it the tests look at."""
+
+    def apart(key: str) -> float:
+        return max(abs(one - other) for one, other in zip(done[key], reference[key], strict=True))
+
+    assert list(done["weights"]) == list(reference["weights"])
+    weights = max(float((done["weights"][name] - held).abs().max()) for name, held in reference["weights"].items())
+    return {
+        "losses": apart("losses"),
+        "norms": apart("norms"),
+        "validation": abs(done["validation"] - reference["validation"]),
+        "weights": weights,
+        "wire": done["wire"],
+        "first": done["losses"][0],
+        "last": done["losses"][-1],
+        "reference": reference["losses"][-1],
+    }
+
+
+if __name__ == "__main__":
+    main()
