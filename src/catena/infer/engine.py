@@ -58,7 +58,7 @@ class Engine:
             prefix_cache=config.prefix_cache and self.runner.paged,
         )
         self.drafter = open_drafter(config, self.runner, draft, blocks)
-        self.prompter = Prompter(tokenizer, context, rows)
+        self.prompter = Prompter(tokenizer, context, rows, self.runner.adapters.key)
         self.ends = end_tokens(model, tokenizer)
         self._numbers = itertools.count()
         self._counters = Counters()
@@ -256,6 +256,29 @@ class Engine:
             if request_id in self._tickets:
                 self._cancelled.add(request_id)
                 self._wake.notify_all()
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Let requests answer with a low-rank adapter, by name; while others are on their way.
+
+        Raises `UsageError` or `DataError` for an adapter that does not fit, or cannot stand beside others.
+        """
+        if not self.runner.paged:
+            raise UsageError(
+                "adapters beside a model need a paged cache, which this model cannot have", hint="Merge it."
+            )
+        with self._stepping:
+            self.runner.adapters.load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Take an adapter away; who is on the way still answers with it. Raises `UsageError` where there is none."""
+        with self._stepping, self._wake:
+            self.runner.adapters.unload(name)
+            self.runner.adapters.sweep({ticket.sequence.adapter for ticket in self._tickets.values()})
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters that requests may ask for."""
+        return self.runner.adapters.names
 
     def stats(self) -> Mapping[str, float]:
         """Return counters (names end in `_total`) and gauges."""

@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from catena.core.errors import DataError
+from catena.models.attention_settings import LocalGlobal
 
 ATTENTION = "catena_paged"
 
@@ -93,6 +94,8 @@ class Decode:
     longest: int
     equal: bool
     """All have the same length, so there is nothing to mask."""
+    positions: Tensor | None = None
+    """`[sequences, blocks * block_size]`: where in its sequence each slot of the table is; None: in order from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ class Batch:
     """`[tokens]`: where in the pool the row's keys and values go."""
     prefills: tuple[Prefill, ...]
     decodes: tuple[Decode, ...]
+    local: LocalGlobal | None = None
+    """Window and memory of a model that attends by `local_global`, in all layers."""
 
 
 def attend(
@@ -137,7 +142,7 @@ def attend(
         return _sdpa(query, key, value, scaling, causal=True).transpose(1, 2), None
 
     paged.cache.write(layer, paged.slots, key, value)
-    call = _Call(paged.cache, layer, Form(scaling, sliding_window, softcap, s_aux))
+    call = _Call(paged.cache, layer, Form.of(paged, scaling, sliding_window, softcap, s_aux))
     pieces = [_prefill(call, part, query, key, value) for part in paged.prefills]
     pieces += [_decode(call, part, query) for part in paged.decodes]
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).unsqueeze(0), None
@@ -154,6 +159,17 @@ class Form:
     """Scores are bent to stay below it (Gemma 2, arXiv 2408.00118)."""
     sinks: Tensor | None
     """`[heads]`: the score of a place where attention may go to nothing (gpt-oss)."""
+    memory: int = 0
+    """Tokens at the start that every token sees, besides its window."""
+
+    @staticmethod
+    def of(
+        batch: Batch, scaling: float | None, window: int | None, softcap: float | None, sinks: Tensor | None
+    ) -> Form:
+        """Return the form of a layer, by what the model hands over and by its settings."""
+        if batch.local is not None:
+            return Form(scaling, batch.local.window, softcap, sinks, batch.local.memory)
+        return Form(scaling, window, softcap, sinks)
 
     @property
     def plain(self) -> bool:
@@ -162,7 +178,10 @@ class Form:
 
     def visible(self, at: Tensor, seen: Tensor) -> Tensor:
         """Return where a token at position `at` sees one at `seen`."""
-        return seen <= at if self.window is None else (seen <= at) & (seen > at - self.window)
+        if self.window is None:
+            return seen <= at
+        near = seen > at - self.window
+        return (seen <= at) & ((near | (seen < self.memory)) if self.memory else near)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,15 +220,18 @@ def _prefill(call: _Call, part: Prefill, query: Tensor, key: Tensor, value: Tens
 
 def _decode(call: _Call, part: Decode, query: Tensor) -> Tensor:
     """Attention of one new token of each sequence of a group; returns `[sequences, heads, dim]`."""
-    key, value = call.past(part.blocks, part.longest)
     form = call.form
+    length = part.longest if part.positions is None else part.positions.shape[1]
+    key, value = call.past(part.blocks, length)
     rows = query[0, :, part.start : part.end].transpose(0, 1)
     heads = rows.shape[1]
     # The query heads that share a key head become its query "tokens": no copy of keys and values for grouped queries.
     grouped = rows.reshape(rows.shape[0], key.shape[1], heads // key.shape[1], rows.shape[2])
     mask = None
-    if not part.equal or (form.window is not None and part.longest > form.window):
-        seen = torch.arange(part.longest, device=query.device)[None, :]
+    if part.positions is not None or not part.equal or (form.window is not None and part.longest > form.window):
+        seen = part.positions
+        if seen is None:
+            seen = torch.arange(length, device=query.device)[None, :]
         mask = form.visible(part.lengths - 1, seen)[:, None, None, :]
     if form.plain:
         out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=form.scaling)

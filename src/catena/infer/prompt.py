@@ -10,7 +10,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterable, Sequence as Tokens
+from collections.abc import Callable, Iterable, Sequence as Tokens
 from typing import Any
 
 from catena.core.errors import UsageError
@@ -25,13 +25,17 @@ MOST_LOGPROBS = 20
 class Prompter:
     """Makes sequences of a model's requests. Safe for several threads."""
 
-    def __init__(self, tokenizer: Any, context: int, vocabulary: int) -> None:
+    def __init__(
+        self, tokenizer: Any, context: int, vocabulary: int, adapter: Callable[[str], str] = lambda name: name
+    ) -> None:
         # A copy: to encode, transformers sets flags of the tokenizer, while the engine's thread decodes with it.
         self._tokenizer = copy.deepcopy(tokenizer)
         self._lock = threading.Lock()
         self.context = context
         self.vocabulary = vocabulary
         """Rows of the embedding; a token id must be below."""
+        self._adapter = adapter
+        """Name of an adapter to the key of the one that has it now."""
 
     def sequence(self, request: Request, *, score: bool = False) -> Sequence:
         """Tokenize and check; raises `UsageError` for what the model cannot answer."""
@@ -54,7 +58,7 @@ class Prompter:
             limit=len(tokens) if score else min(len(tokens) + request.params.max_tokens, self.context),
             score=score,
             priority=request.priority,
-            adapter=request.adapter,
+            adapter=self._adapter(request.adapter),
             deadline=None if request.deadline is None else time.monotonic() + request.deadline,
             random=random.Random(seed) if seed is not None else random.Random(),
         )

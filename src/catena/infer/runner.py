@@ -16,8 +16,10 @@ from torch import Tensor
 from catena.core.errors import DataError
 from catena.core.generate import TokenLogprob
 from catena.infer.kv import ATTENTION, Batch, Decode, Layout, PagedCache, Prefill
+from catena.infer.lora import AdapterBank
 from catena.infer.sampler import report
 from catena.infer.scheduler import Chunk
+from catena.models.attention_settings import LOCAL_GLOBAL, LocalGlobal
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,9 @@ class Runner:
         model.set_attn_implementation(ATTENTION)
         self.model = model.eval()
         self.device = next(model.parameters()).device
+        stored = getattr(model.config, LOCAL_GLOBAL, None)
+        self.local = LocalGlobal(**stored) if stored else None
+        self.adapters = AdapterBank(model)
         self.layout = self._probe()
         layers = model.config.get_text_config().num_hidden_layers
         if len(self.layout.keys) != layers:
@@ -64,6 +69,7 @@ class Runner:
         row = arrange(chunks)
         batch, ids, positions = self._batch(row, self.cache)
         wanted = Wanted.of(row)
+        self.adapters.select(row)
         logits = self._forward(ids, positions, batch, self._tensor(wanted.keep))
         return wanted.output(logits)
 
@@ -97,7 +103,7 @@ class Runner:
             if not is_decode(chunk):
                 used = sequence.blocks[: -(-chunk.stop // size)]
                 prefills.append(Prefill(start, len(ids), chunk.start, self._tensor([used])))
-        batch = Batch(cache, self._tensor(slots), tuple(prefills), tuple(self._groups(row, len(ids), size)))
+        batch = Batch(cache, self._tensor(slots), tuple(prefills), tuple(self._groups(row, len(ids), size)), self.local)
         return batch, self._tensor([ids]), self._tensor([positions])
 
     def _groups(self, row: Many[Chunk], tokens: int, size: int) -> list[Decode]:
@@ -112,16 +118,31 @@ class Runner:
         result: list[Decode] = []
         start = tokens - len(decoding)
         for group in groups:
-            longest = max(chunk.end for chunk in group)
-            width = -(-longest // size)
-            tables = [(chunk.sequence.blocks + [0] * width)[:width] for chunk in group]
-            lengths = [[chunk.end] for chunk in group]
-            equal = all(chunk.end == longest for chunk in group)
-            result.append(
-                Decode(start, start + len(group), self._tensor(tables), self._tensor(lengths), longest, equal)
-            )
+            result.append(self._group(group, start, size))
             start += len(group)
         return result
+
+    def _group(self, group: Many[Chunk], start: int, size: int) -> Decode:
+        longest = max(chunk.end for chunk in group)
+        places = [list(range(-(-chunk.end // size))) for chunk in group]
+        width = -(-longest // size)
+        if self.local is not None:
+            # Blocks that only hold what nobody sees any more are left where they are: a step costs the window.
+            first, last = -(-self.local.memory // size), -(-self.local.window // size) + 1
+            places = [one if len(one) <= first + last else one[:first] + one[-last:] for one in places]
+            width = min(width, first + last)
+        tables = [
+            ([chunk.sequence.blocks[place] for place in one] + [0] * width)[:width]
+            for chunk, one in zip(group, places, strict=True)
+        ]
+        positions = None
+        if width * size < longest:
+            beyond = [longest // size + 1]  # further than any token: seen by none
+            padded = self._tensor([(one + beyond * width)[:width] for one in places])
+            positions = (padded[:, :, None] * size + self._tensor(range(size))).flatten(1)
+        equal = all(chunk.end == longest for chunk in group)
+        lengths = self._tensor([[chunk.end] for chunk in group])
+        return Decode(start, start + len(group), self._tensor(tables), lengths, longest, equal, positions)
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)

@@ -15,6 +15,7 @@ import torch
 
 from catena.core.errors import DataError
 from catena.infer.kv import Layout
+from catena.infer.lora import AdapterBank
 from catena.infer.runner import Output, Runner, Wanted
 from catena.infer.scheduler import Chunk
 
@@ -30,6 +31,8 @@ class UnpagedRunner:
         self.model = model.eval()
         self.device = next(model.parameters()).device
         self.layout = _layout(model)
+        self.adapters = AdapterBank(model)
+        """Always empty."""
         self._caches: dict[str, tuple[Any, int]] = {}
         """Sequence to its cache and the number of tokens in it."""
 
