@@ -23,6 +23,8 @@ class EngineConfig(Config):
     """Tokens of one block of the key-value cache."""
     cache_bytes: int = Field(default=1 << 30, ge=1)
     """Memory for keys and values. Where it holds less than the model's context, the context is cut to it."""
+    cache_format: Literal["auto", "int8"] = "auto"
+    """Number format of keys and values: the model's, or int8 with a scale for each token and head."""
     score_bytes: int = Field(default=128 << 20, ge=1)
     """Memory for the logits of prompts that are scored."""
     prefix_cache: bool = True

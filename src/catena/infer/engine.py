@@ -46,6 +46,7 @@ class Engine:
         self.config = config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.runner = runner_for(model)
+        self.runner.layout.rounded = config.cache_format == "int8"
         text_config = model.config.get_text_config()
         rows = model.get_input_embeddings().weight.shape[0]
         blocks, context = blocks_and_context(config, context_of(text_config), self.runner.layout.bytes_per_token)

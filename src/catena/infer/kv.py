@@ -9,7 +9,8 @@ attention calls `attend`, which writes the new keys and values into the pool and
 A prefill from position 0 needs nothing from the pool. The others gather their blocks; a group's lengths differ by less
 than a factor of two, so that padding costs little. Never is there a mask across sequences.
 
-Pool of one layer: keys `[blocks * block_size, kv_heads, dim]`, values alike with their own dim.
+Pool of one layer: keys `[blocks * block_size, kv_heads, dim]`, values alike with their own dim; in the model's number
+format, or int8.
 """
 
 from __future__ import annotations
@@ -36,12 +37,48 @@ class Layout:
     values: dict[int, tuple[int, int]] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rounded: bool = False
+    """Kept as int8, with a float32 scale for each token and head."""
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of one token's keys and values in all layers."""
         shapes = [*self.keys.values(), *self.values.values()]
+        if self.rounded:
+            return sum(heads * (dim + 4) for heads, dim in shapes)
         return sum(heads * dim for heads, dim in shapes) * self.dtype.itemsize
+
+
+class Pool:
+    """Keys, or values, of one layer: as they are, or rounded to int8 with a scale for each token and head."""
+
+    def __init__(self, slots: int, shape: tuple[int, int], layout: Layout, *, rounded: bool) -> None:
+        self.kind = layout.dtype
+        self.data = torch.zeros(slots, *shape, dtype=torch.int8 if rounded else layout.dtype, device=layout.device)
+        self.scales = torch.zeros(slots, shape[0], dtype=torch.float32, device=layout.device) if rounded else None
+
+    def write(self, slots: Tensor, row: Tensor) -> None:
+        """Put a row `[1, heads, tokens, dim]` into its slots."""
+        # A masked position still counts as 0 * value: one NaN in the pool would spoil whoever gets the block next.
+        found = row[0].transpose(0, 1).nan_to_num()
+        if self.scales is not None:
+            scales = found.abs().amax(dim=-1).float().clamp(min=1e-12) / 127
+            self.scales.index_copy_(0, slots, scales)
+            found = (found / scales[:, :, None]).round().to(torch.int8)
+        self.data.index_copy_(0, slots, found)
+
+    def read(self, blocks: Tensor, size: int) -> Tensor:
+        """Return `[batch, heads, blocks * size, dim]` of the blocks `[batch, blocks]`."""
+        found = _pages(self.data, blocks, size)
+        if self.scales is not None:
+            found = (found * _pages(self.scales, blocks, size)[..., None]).to(self.kind)
+        return found.transpose(1, 2)
+
+
+def _pages(pool: Tensor, blocks: Tensor, size: int) -> Tensor:
+    """Return `[batch, blocks * size, ...]` of a pool `[slots, ...]`."""
+    pages = pool.view(-1, size * pool[0].numel())
+    return pages.index_select(0, blocks.flatten()).view(blocks.shape[0], -1, *pool.shape[1:])
 
 
 class PagedCache:
@@ -50,24 +87,15 @@ class PagedCache:
     def __init__(self, layout: Layout, blocks: int, block_size: int) -> None:
         self.block_size = block_size
         slots = blocks * block_size
-
-        def pool(shape: tuple[int, int]) -> Tensor:
-            return torch.zeros(slots, *shape, dtype=layout.dtype, device=layout.device)
-
-        self.keys = {layer: pool(shape) for layer, shape in layout.keys.items()}
-        self.values = {layer: pool(shape) for layer, shape in layout.values.items()}
+        self.keys = {layer: Pool(slots, shape, layout, rounded=layout.rounded) for layer, shape in layout.keys.items()}
+        self.values = {
+            layer: Pool(slots, shape, layout, rounded=layout.rounded) for layer, shape in layout.values.items()
+        }
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Put a row's keys and values `[1, heads, tokens, dim]` into their slots."""
-        # A masked position still counts as 0 * value: one NaN in the pool would spoil whoever gets the block next.
-        self.keys[layer].index_copy_(0, slots, key[0].transpose(0, 1).nan_to_num())
-        self.values[layer].index_copy_(0, slots, value[0].transpose(0, 1).nan_to_num())
-
-    def gather(self, pool: Tensor, blocks: Tensor) -> Tensor:
-        """Return `[batch, heads, blocks * block_size, dim]` of the blocks `[batch, blocks]` of one layer's pool."""
-        batch = blocks.shape[0]
-        pages = pool.view(-1, self.block_size * pool.shape[1] * pool.shape[2])
-        return pages.index_select(0, blocks.flatten()).view(batch, -1, *pool.shape[1:]).transpose(1, 2)
+        self.keys[layer].write(slots, key)
+        self.values[layer].write(slots, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +222,8 @@ class _Call:
 
     def past(self, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Return this layer's keys and values `[batch, heads, length, dim]` of the blocks."""
-        keys = self.cache.gather(self.cache.keys[self.layer], blocks)
-        values = self.cache.gather(self.cache.values[self.layer], blocks)
+        keys = self.cache.keys[self.layer].read(blocks, self.cache.block_size)
+        values = self.cache.values[self.layer].read(blocks, self.cache.block_size)
         return keys[:, :, :length], values[:, :, :length]
 
 

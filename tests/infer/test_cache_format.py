@@ -1,0 +1,33 @@
+"""A cache of int8 holds more tokens in the same memory, and answers stay close."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from catena.core.generate import Request
+from catena.infer.capacity import EngineConfig
+from catena.infer.engine import Engine
+from catena.infer.kv import Layout, Pool
+from tests.infer.architectures import build
+from tests.infer.test_parity import Numbers, prompts
+
+
+def test_rounding_a_token_keeps_each_head_within_a_part_of_its_largest_value() -> None:
+    row = torch.randn(1, 2, 5, 16, generator=torch.Generator().manual_seed(0))
+    row[0, 1] *= 100  # one head's size is not another's
+    pool = Pool(8, (2, 16), Layout(), rounded=True)
+    pool.write(torch.tensor([4, 5, 6, 7, 0]), row)
+    got = pool.read(torch.tensor([[1, 0]]), 4)[:, :, :5]
+    assert ((got - row).abs() <= row.abs().amax(-1, keepdim=True) / 254 + 1e-6).all()
+
+
+def test_scores_with_an_int8_cache_are_close_and_memory_is_less() -> None:
+    exact, rounded = (
+        Engine(build("llama"), Numbers(), EngineConfig(token_budget=9, cache_format=kind)) for kind in ("auto", "int8")
+    )
+    requests = [Request(str(at), prompt) for at, prompt in enumerate(prompts())]
+    scores = [{done.request_id: done.logprobs for done in engine.score(requests)} for engine in (exact, rounded)]
+    differences = [abs(a - b) for name in scores[0] for a, b in zip(scores[0][name], scores[1][name], strict=True)]
+    assert 0 < sum(differences) / len(differences) < 0.02
+    assert exact.runner.layout.bytes_per_token / rounded.runner.layout.bytes_per_token == pytest.approx(12 * 4 / 16)
