@@ -1,0 +1,55 @@
+"""Random traffic against the engine, 10,000 requests: what came of them, and whether anything was left behind.
+
+    python benchmarks/soak.py [--requests 10000]
+
+Cancels, listeners that fail, overlong prompts, missed deadlines and bursts over the queue's length, from six threads,
+on a tiny model with a cache too small for all. Every answer is compared with that of `generate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.infer.soak import soak
+
+RESULT = Path(__file__).parent / "results" / "soak.json"
+
+
+def main() -> None:
+    """Run, print a table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=10_000)
+    arguments = parser.parse_args()
+    logging.getLogger("catena.infer.engine").setLevel(logging.CRITICAL)
+    began = time.monotonic()
+    tally = soak(arguments.requests)
+    quarter = max(1, len(tally.memory) // 4)
+    result = {
+        "requests": arguments.requests,
+        "seconds": round(time.monotonic() - began, 1),
+        "ends": dict(tally.ends),
+        "wrong_answers": len(tally.wrong),
+        "blocks_left": tally.stats["cache_blocks_used"],
+        "requests_left": tally.stats["running"] + tally.stats["waiting"],
+        "preemptions": tally.stats["preemptions_total"],
+        "tokens_from_prefix_cache": tally.stats["cached_tokens_total"],
+        "guesses_right": tally.stats["guessed_right_total"],
+        # The first quarter warms up allocators; from then on it must be flat.
+        "mib_after_a_quarter": round(max(tally.memory[:quarter]) / 2**20, 1),
+        "mib_at_the_end": round(max(tally.memory[-quarter:]) / 2**20, 1),
+    }
+    for name, value in result.items():
+        print(f"{name:28} {value}")
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    sys.exit(bool(tally.wrong) or bool(result["blocks_left"]) or bool(result["requests_left"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tests.infer.soak import soak
+
+
+def test_random_traffic_leaks_nothing_and_every_answer_is_right(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "catena.infer.engine")
+    tally = soak(600)
+    assert tally.wrong == []
+    assert tally.stats["cache_blocks_used"] == tally.stats["running"] == tally.stats["waiting"] == 0
+    assert tally.stats["alive"] == 1
+    # All kinds of ends were met.
+    assert set(tally.ends) >= {"length", "cancelled", "listener failed", "refused: too long", "deadline"}, tally.ends
+    assert tally.stats["preemptions_total"] + tally.stats["cached_tokens_total"] > 0
