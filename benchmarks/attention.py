@@ -2,10 +2,11 @@
 
     python benchmarks/attention.py [--longest N] [--dense N] [--window N] [--memory N]
 
-One layer's attention (4 heads of 64, float32, one row), forward and backward, each length in a child process of its
-own, so that the peak of its memory is its own. Dense is torch's fused causal kernel, which keeps no scores; it is
-measured as far as `--dense`, since its time grows with the square. Processor seconds of one thread, the faster of two.
-Prints a table, and writes `benchmarks/results/attention.json` and `attention.svg`.
+One layer's attention (4 heads of 64, float32, one row), forward and backward; each kind in a child process of its own
+that goes from short to long, so that the peak of its memory is that of the length. Dense is torch's fused causal
+kernel, which keeps no scores; it is measured as far as `--dense`, since its time grows with the square. Processor
+seconds of one thread, the faster of two (one above 8k). Prints a table, and writes `benchmarks/results/attention.json`
+and `attention.svg`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-HEADS, WIDTH = 4, 64
+HEADS, WIDTH, SHORTEST = 4, 64, 1024
 KINDS = ("local_global", "local_global packed", "dense")
 
 
-def child(kind: str, length: int, window: int, memory: int) -> dict[str, float]:
-    """Measure one length in this process: processor seconds and bytes above those of the inputs, for each token."""
+def child(kind: str, longest: int, window: int, memory: int) -> None:
+    """Measure every length in this process: processor seconds, and bytes above what torch takes, for each token."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -37,12 +38,13 @@ def child(kind: str, length: int, window: int, memory: int) -> dict[str, float]:
 
     torch.set_num_threads(1)
     settings = LocalGlobal(window=window, memory=memory)
-    # Documents of about 1,000 tokens each.
-    documents = documents_of(torch.arange(length)[None] // 1000 + 1) if kind.endswith("packed") else None
     generator = torch.Generator().manual_seed(1)
 
-    def measured(tokens: int) -> float:
-        inputs = [torch.randn(1, HEADS, tokens, WIDTH, generator=generator, requires_grad=True) for _ in range(3)]
+    def measured(length: int) -> float:
+        # Documents of about 1,000 tokens each.
+        numbers = torch.arange(length)[None] // 1000 + 1
+        documents = documents_of(numbers) if kind.endswith("packed") else None
+        inputs = [torch.randn(1, HEADS, length, WIDTH, generator=generator, requires_grad=True) for _ in range(3)]
         attend: Callable[[], Any] = (
             (lambda: scaled_dot_product_attention(*inputs, is_causal=True))
             if kind == "dense"
@@ -52,33 +54,33 @@ def child(kind: str, length: int, window: int, memory: int) -> dict[str, float]:
         attend().sum().backward()
         return time.process_time() - started
 
-    if kind == "local_global":
-        measured(1024)  # what torch sets up at first use
+    measured(64)  # what torch sets up at first use
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    first = measured(length)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    seconds = min(first, measured(length))
-    return {"microseconds_per_token": 1e6 * seconds / length, "bytes_per_token": peak / length}
+    length = SHORTEST
+    while length <= longest:
+        seconds = min(measured(length) for _ in range(2 if length <= 8192 else 1))
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        row = {"kind": kind, "tokens": length, "microseconds_per_token": 1e6 * seconds / length}
+        print(json.dumps({**row, "bytes_per_token": peak / length}), flush=True)
+        length *= 2
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure every kind at every length, in turn."""
+    """Measure every kind, in turn."""
     rows = []
-    length = 1024
-    while length <= arguments.longest:
-        for kind in KINDS:
-            if kind == "dense" and length > arguments.dense:
-                continue
-            options = [f"--window={arguments.window}", f"--memory={arguments.memory}"]
-            command = [sys.executable, __file__, "--child", kind, str(length), *options]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            row = {"kind": kind, "tokens": length, **json.loads(done.stdout)}
-            rows.append(row)
-            print(
-                f"{kind:<22}{length:>7}{row['microseconds_per_token']:>16.1f}{row['bytes_per_token'] / 1024:>14.1f}",
-                flush=True,
-            )
-        length *= 2
+    for kind in KINDS:
+        longest = arguments.dense if kind == "dense" else arguments.longest
+        options = [f"--window={arguments.window}", f"--memory={arguments.memory}"]
+        command = [sys.executable, __file__, "--child", kind, str(longest), *options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+            assert running.stdout is not None
+            for line in running.stdout:
+                row = json.loads(line)
+                rows.append(row)
+                micro, kib = row["microseconds_per_token"], row["bytes_per_token"] / 1024
+                print(f"{kind:<22}{row['tokens']:>7}{micro:>16.1f}{kib:>15.1f}", flush=True)
+        if running.returncode:
+            raise SystemExit(f"the measurement of {kind} failed")
     return rows
 
 
@@ -116,7 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         kind, length = arguments.child
-        print(json.dumps(child(kind, int(length), arguments.window, arguments.memory)))
+        child(kind, int(length), arguments.window, arguments.memory)
         return
     print(f"{'attention':<22}{'tokens':>7}{'us per token':>16}{'KiB per token':>14}")
     rows = measure(arguments)

@@ -94,11 +94,17 @@ def recall(model: Any) -> float:
 def main() -> None:
     """Train with and without memory, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = {memory: [train(memory, seed, arguments.steps) for seed in range(arguments.seeds)] for memory in (MEMORY, 0)}
+    rows: dict[int, list[dict[str, Any]]] = {MEMORY: [], 0: []}
+    print("memory  recall  steps  processor seconds")
+    for memory, found in rows.items():
+        for seed in range(arguments.seeds):
+            row = train(memory, seed, arguments.steps)
+            found.append(row)
+            print(f"{memory:<8}{row['recall']:<8.3f}{row['steps']:<7}{row['seconds']}", flush=True)
     result = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
         "window": WINDOW,
@@ -107,10 +113,6 @@ def main() -> None:
         "chance": 1 / VALUES,
         "runs": rows,
     }
-    print("memory  recall  steps  processor seconds")
-    for memory, found in rows.items():
-        for row in found:
-            print(f"{memory:<8}{row['recall']:<8.3f}{row['steps']:<7}{row['seconds']}")
     print(f"chance: {1 / VALUES:.3f}; mean with memory {statistics.mean(row['recall'] for row in rows[MEMORY]):.3f}")
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 

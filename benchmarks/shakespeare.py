@@ -49,11 +49,14 @@ def measure(text: Path, workspace: Path) -> dict[str, Any]:
     import subprocess
 
     import catena as c
+    from catena.core.events import read_events
 
     started = time.monotonic()
     with c.open(workspace) as ws:
-        run = ws.run(ROOT / "recipes" / "shakespeare.yaml", overrides=[f"text.paths=[{text}]"])
-        made, metrics = run.runs["model"], run.runs["model"].metrics
+        run = ws.run(ROOT / "recipes" / "shakespeare.yaml", overrides=[f"text.paths=[{text}]"], refresh=True)
+        made = run.runs["model"]
+        told = read_events(ws.store.group_folder(run.group) / "events.jsonl")
+        losses = [event["value"] for event in told if event.get("name") == "val_loss"]
         with ws.model("shakespeare/model") as model:
             command = [sys.executable, "-c", EVALUATED, str(model.folder), str(text), "0.9", str(CONTEXT)]
             again = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -64,7 +67,7 @@ def measure(text: Path, workspace: Path) -> dict[str, Any]:
         "text_is_the_published_one": hashlib.md5(text.read_bytes(), usedforsecurity=False).hexdigest() == MD5,
         "parameters": parameters,
         "steps": 2000,
-        "validation_loss": metrics["val_loss"],
+        "validation_loss": losses[-1],
         "validation_loss_in_transformers": round(again["loss"], 5),
         "characters_measured": again["characters"],
         "published_validation_loss": PUBLISHED,

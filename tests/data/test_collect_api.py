@@ -180,9 +180,9 @@ def test_every_record_that_cannot_be_taken_is_a_reject_with_its_reason(context: 
     assert found == [
         "bad_record",
         "bad_record",
+        "lone_surrogate",
         "missing_id",
         "missing_text",
-        "not_storable",
         "not_storable",
         "too_large",
     ]

@@ -144,7 +144,7 @@ def test_bad_rows_and_bad_files_are_rejects(context: Context, tmp_path: Path) ->
         "d.csv": ["bad_file"],
         "e.csv": ["bad_row"],
         "f.jsonl": ["too_large"],
-        "g.jsonl": ["not_storable"],
+        "g.jsonl": ["lone_surrogate"],
     }
     kept = texts(context, version)
     assert kept[:2] == ["good", "x"]

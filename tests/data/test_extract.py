@@ -80,6 +80,8 @@ def test_union_asks_trafilatura_where_resiliparse_kept_little() -> None:
         (b"  \n", "text/plain", "empty"),
         (b"x", "image/png", "unsupported_type"),
         (b"abcdefghijklmnopqrs \x81 " * 50, "text/plain", "undecodable"),
+        ((CHINESE.encode() + CHINESE.encode("gb18030")) * 30, "text/plain", "undecodable"),
+        ((CHINESE.encode() + CHINESE.encode("big5", "ignore")) * 30, "text/html", "undecodable"),
     ],
 )
 def test_what_is_no_text_is_refused_with_a_reason(body: bytes, media_type: str, reason: str) -> None:

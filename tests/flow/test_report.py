@@ -279,3 +279,12 @@ def test_a_run_of_data_steps_alone_has_a_report(store: Store, tmp_path: Path) ->
 def test_a_run_without_a_finished_step_has_none(store: Store, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no finished step"):
         write_report(store, "nothing", tmp_path / "report.html")
+
+
+def test_training_curves_stand_in_an_order_and_single_numbers_are_no_curve() -> None:
+    course = {1: 2.0, 2: 1.0}
+    names = ["grad_norm", "learning_rate", "loss", "mfu", "other", "tokens_per_s", "val_loss"]
+    svg = plot_curves(dict.fromkeys(names, course) | {"time_to_recover_s": {5: 1.0}})
+    places = [svg.index(f">{name}<") for name in ("loss", "learning rate", "gradient norm", "tokens/s", "MFU", "other")]
+    assert places == sorted(places)
+    assert ">time_to_recover_s<" not in svg

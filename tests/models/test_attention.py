@@ -146,6 +146,18 @@ def test_a_static_cache_gives_the_tokens_of_a_growing_one() -> None:
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("memory", [0, 8])
+def test_only_memory_carries_a_beginning_over_more_windows_than_layers(memory: int) -> None:
+    # Layer by layer something may be passed on from window to window; two layers reach 2 x 15 tokens, these are 200.
+    model = use_local_global(decoder("llama-nano"), LocalGlobal(window=16, memory=memory))
+    ids = rows(208)
+    other = ids.clone()
+    other[:, :8] = (other[:, :8] + 1) % VOCABULARY
+    with torch.no_grad():
+        first, second = (model(input_ids=item).logits[:, -8:] for item in (ids, other))
+    assert torch.equal(first, second) == (memory == 0)
+
+
 def test_every_row_of_blocks_equals_the_dense_product() -> None:
     generator = torch.Generator().manual_seed(1)
     for length, window, memory, shape in [

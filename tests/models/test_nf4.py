@@ -102,3 +102,18 @@ def test_bytes_count_shared_weights_once() -> None:
     assert weight_bytes(model) == 2 * 4 * 4 * 4
     model[1].weight = model[0].weight
     assert weight_bytes(model) == 4 * 4 * 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() == 0, reason="needs a CUDA GPU")
+@pytest.mark.parametrize("freeze", [NF4Linear, Int8Linear.from_linear])
+def test_frozen_layer_computes_the_same_on_a_gpu(freeze: type) -> None:
+    layer, inputs = freeze(linear(96, 256, bias=True)), torch.randn(4, 256)
+    with torch.no_grad():
+        expected = layer(inputs)
+    there = inputs.cuda().requires_grad_()
+    outputs = layer.cuda()(there)
+    outputs.sum().backward()
+    assert there.grad is not None
+    assert torch.allclose(outputs.cpu(), expected, atol=1e-3)
+    assert torch.allclose(there.grad.cpu(), layer.dense_weight().sum(dim=0).cpu().expand(4, -1), atol=1e-3)

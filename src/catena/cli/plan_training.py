@@ -7,7 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from catena.cli.session import session_of
+from catena.core.registry import Registry
 
+# By name: the command line imports nothing that may import torch, and the planner stands beside the training.
+PLANNERS = Registry("planner", {"training": "catena.train.planner:plan_named"})
 SHOWN = 12
 COLUMNS = ("plan", "micro-batch", "again", "memory GB", "model", "activations", "sent GB", "step s", "fits")
 
@@ -26,19 +29,20 @@ def plan_training(
     every: Annotated[bool, typer.Option("--all", help="Show every candidate, not the best only.")] = False,
 ) -> None:
     """Say what each way to share a training costs in memory, traffic and time, and pick one."""
-    from catena.core.config import override, parse
-    from catena.train.planner import FORMULAS, PlanConfig, plan_training as planned
-    from catena.train.planner_shape import shape_of
+    from catena.core.config import override
 
     given = {name: value for name, value in (("gpus", gpus), ("memory", memory), ("link", link)) if value is not None}
-    config = parse(PlanConfig, override(given, assignments or []))
-    planning = planned(shape_of(model, vocabulary), config)
+    planning = PLANNERS.load("training")(model, override(given, assignments or []), vocabulary)
     out = session_of(context).out
     records = [item.record() for item in planning.candidates]
     if out.json:
         picked = planning.picked.record() if planning.picked else None
-        facts = {"model": model, "parameters": planning.shape.parameters, "config": config.model_dump(mode="json")}
-        formulas = {"formulas": FORMULAS} if explain else {}
+        facts = {
+            "model": model,
+            "parameters": planning.shape.parameters,
+            "config": planning.config.model_dump(mode="json"),
+        }
+        formulas = {"formulas": planning.formulas} if explain else {}
         out.value({**facts, "picked": picked, "why": planning.why, "candidates": records, **formulas})
         return
     out.note(f"{model}: {planning.shape.parameters / 1e9:.3g} billion parameters")
@@ -46,7 +50,7 @@ def plan_training(
     if len(records) > SHOWN and not every:
         out.note(f"{len(records) - SHOWN} more: --all")
     if explain:
-        out.fields(FORMULAS)
+        out.fields(planning.formulas)
     out.line(planning.why)
 
 

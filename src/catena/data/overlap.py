@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from math import log
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +33,6 @@ FINE = 3
 BATCH = 1 << 18
 # The places of a table of bits are so many times the n-grams: one n-gram in so many gets past it by chance.
 SPARSE = 16
-
-Piece = TypeVar("Piece")
 
 
 class Passage(NamedTuple):
@@ -62,7 +60,7 @@ def ngram_of(words: int, most: int, least: int) -> int:
     return next((size for size in (most, 8) if least <= size <= most and words >= 3 * size), least)
 
 
-def passages_of(words: Sequence[Piece]) -> list[Sequence[Piece]]:
+def passages_of(words: Hashes) -> list[Hashes]:
     """Cut words into pieces of `PASSAGE`, each half in the one before; words that are not many more are one piece."""
     if len(words) <= PASSAGE * 3 // 2:
         return [words]
@@ -115,7 +113,8 @@ class Known:
 
         likely = np.flatnonzero(self._bits[(codes >> self._shift).view(np.int64)])
         near = np.minimum(np.searchsorted(self._sorted, codes[likely]), len(self._sorted) - 1)
-        return likely[self._sorted[near] == codes[likely]]
+        found: npt.NDArray[np.intp] = likely[self._sorted[near] == codes[likely]]
+        return found
 
 
 Hits = dict[int, list[tuple[int, int]]]

@@ -15,8 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from functools import cache
 from ipaddress import ip_address
-from itertools import chain
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from catena.data.pii_numbers import (
     Place,
@@ -28,6 +27,10 @@ from catena.data.pii_numbers import (
     resident_ids,
     social_security,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Kind = Literal["email", "iban", "cn_id", "bank_card", "us_ssn", "phone", "ip"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -78,39 +81,46 @@ NUMBERING = re.compile(
 )
 
 DIGIT = re.compile("[0-9]")
-INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+# Characters that nobody sees: soft hyphen, of no width, direction marks, joiners, the byte order mark.
+INVISIBLE = (
+    (0xAD, 0xAD), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x2064), (0x2066, 0x2069), (0xFEFF, 0xFEFF),
+)  # fmt: skip
+GONE = 0xFFFFFFFF
 
 
 @cache
-def _plain_characters() -> dict[int, int]:
-    """Return what to read for characters that only look different: full width, dashes, spaces, digits of any script."""
-    # Not the colon: in Chinese it stands before an address, and is not a part of it.
-    table = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if code != 0xFF1A}
-    table |= dict.fromkeys([*range(0x2010, 0x2016), 0x2212, 0xFE63], ord("-"))
-    table |= dict.fromkeys([0xA0, 0x202F, 0x3000, *range(0x2000, 0x200B)], ord(" "))
-    digits = (code for code in range(0x80, sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Nd")
-    return table | {code: ord("0") + unicodedata.decimal(chr(code)) for code in digits}
+def _plain_characters() -> npt.NDArray[np.uint32]:
+    """Return what to read for each character: for those that only look different, what they look like.
 
+    Full width, dashes, spaces, digits of any script; `GONE` for what is invisible.
+    """
+    import numpy as np
 
-@cache
-def _odd_characters() -> re.Pattern[str]:
-    """Return the pattern of all these characters: in Chinese few are among many, and `translate` looks each up."""
-    return re.compile(f"[{''.join(map(chr, sorted(_plain_characters())))}]")
+    table = np.arange(sys.maxunicode + 1, dtype=np.uint32)
+    table[0xFF01:0xFF5F] -= 0xFEE0
+    table[0xFF1A] = 0xFF1A  # not the colon: in Chinese it stands before an address, and is not a part of it
+    table[[*range(0x2010, 0x2016), 0x2212, 0xFE63]] = ord("-")
+    table[[0xA0, 0x202F, 0x3000, *range(0x2000, 0x200B)]] = ord(" ")
+    for code in range(0x80, sys.maxunicode + 1):
+        if unicodedata.category(chr(code)) == "Nd":
+            table[code] = ord("0") + unicodedata.decimal(chr(code))
+    table[[code for first, last in INVISIBLE for code in range(first, last + 1)]] = GONE
+    return table
 
 
 def plain_form(text: str) -> tuple[str, list[int] | None]:
     """Return the text as the patterns see it, and each character's place in the text if any was taken out."""
     if text.isascii():
         return text, None
-    table = _plain_characters()
-    plain = _odd_characters().sub(lambda found: chr(table[ord(found[0])]), text)
-    if not INVISIBLE.search(plain):
-        return plain, None
-    gaps = [match.span() for match in INVISIBLE.finditer(plain)]
-    starts, ends = [0, *(end for _, end in gaps)], [*(start for start, _ in gaps), len(plain)]
-    pieces = list(zip(starts, ends, strict=True))
-    places = list(chain.from_iterable(range(start, end) for start, end in pieces))
-    return "".join(plain[start:end] for start, end in pieces), places
+    import numpy as np
+
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    plain = _plain_characters()[codes]
+    if np.array_equal(plain, codes):
+        return text, None
+    kept = np.flatnonzero(plain != GONE)
+    made = plain[kept].tobytes().decode("utf-32-le", "surrogatepass")
+    return made, None if len(kept) == len(codes) else kept.tolist()
 
 
 def find(text: str) -> list[Span]:

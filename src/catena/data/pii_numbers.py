@@ -18,8 +18,8 @@ from functools import lru_cache
 Place = tuple[int, int]
 """Where a finding begins and ends."""
 
-# Python's search leaps to the next digit only where a pattern begins with one: so what must not stand before it is asked
-# behind it, `\d(?<!x\d)` for `(?<!x)\d`.
+# Python's search leaps to the next digit only where a pattern begins with one: so what must not stand before it is
+# asked behind it, `\d(?<!x\d)` for `(?<!x)\d`.
 NOT_BEFORE, NOT_AFTER = r"\d(?<![0-9A-Za-z_.]\d)", r"(?![0-9A-Za-z_]|\.\d)"
 # A number of digits that a dash or a slash ties to others is a part of something else.
 ALONE_BEFORE, ALONE_AFTER = r"(?<![0-9A-Za-z_./=#-])", r"(?![0-9A-Za-z_]|[.-]\d)"

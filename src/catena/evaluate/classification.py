@@ -68,17 +68,24 @@ class Of(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One line of `samples.jsonl`."""
+    """One line of `samples.jsonl`, with the names that answers have there: reports and comparisons read both."""
 
+    split: str
     id: str
-    text: str
-    given: Any
-    """Label, or [start, end, label] of each stretch."""
-    foretold: Any
+    question: str
+    """The text."""
+    answer: str
+    """Foretold label, or stretches with theirs."""
+    reference: str
+    """Given label, or stretches with theirs."""
+    score: float
+    """1 where both are equal."""
     probability: float
-    """Of the label, or the mean over the tokens."""
-    cut: bool
-    """The text was longer than the model's context."""
+    """Of the answer; of stretches the mean over the tokens."""
+    page: str
+    """Where the sample comes from."""
+    finish_reason: str
+    """`length` where the text was longer than the model's context and was cut, else `stop`."""
 
 
 @stage("evaluate.classification")
@@ -140,9 +147,7 @@ def of_sequences(classifier: Classifier, samples: Sequence[Sample], told: Told, 
         best = int(probabilities.argmax())
         label = classifier.labels[best]
         pairs.append((given, label))
-        lines.append(
-            Judged(sample.id, str(sample.data["input"]), given, label, round(float(probabilities[best]), 6), cut)
-        )
+        lines.append(_judged(sample, label, given, float(probabilities[best]), cut))
     table = by_label(pairs)
     right = sum(given == label for given, label in pairs)
     scores = {
@@ -167,8 +172,8 @@ def of_tokens(classifier: Classifier, samples: Sequence[Sample], told: Told, see
         tags += list(zip(tagged.tags, foretold_tags, strict=True)) if tagged.spans is None else []
         given = tagged.marked()
         spans.append((given, foretold))
-        sure = round(float(probabilities.max(-1).mean()), 6)
-        lines.append(Judged(sample.id, text, sorted(given), sorted(foretold), sure, cut))
+        sure = float(probabilities.max(-1).mean())
+        lines.append(_judged(sample, _spelt(text, foretold), _spelt(text, given), sure, cut))
     table = by_label_of_spans(spans)
     scores = {}
     if tags:
@@ -184,6 +189,25 @@ def of_tokens(classifier: Classifier, samples: Sequence[Sample], told: Told, see
     if not scores:
         raise DataError("no sample marks anything, and the classifier neither", hint="Measure on another split.")
     return scores, table, lines
+
+
+def _judged(sample: Sample, answer: str, reference: str, probability: float, cut: bool) -> Judged:
+    return Judged(
+        split=sample.split or "all",
+        id=sample.id,
+        question=str(sample.data["input"]),
+        answer=answer,
+        reference=reference,
+        score=float(answer == reference),
+        probability=round(probability, 6),
+        page=str(sample.metadata.get("page") or sample.source),
+        finish_reason="length" if cut else "stop",
+    )
+
+
+def _spelt(text: str, spans: Iterable[Any]) -> str:
+    """Return stretches as people read them: `Ada Lovelace [0:12 PER]`."""
+    return ", ".join(f"{text[start:end]} [{start}:{end} {label}]" for start, end, label in sorted(spans))
 
 
 def _known(label: str, labels: Iterable[str], sample: Sample) -> None:

@@ -93,7 +93,8 @@ def plot_curves(curves: Curves) -> str:
     """Draw losses together in a panel across, and every other metric in a small one below; empty text for no curves."""
     losses = {name: points for name, points in curves.items() if "loss" in name}
     others = [name for name in FIRST if name in curves]
-    others += [name for name in curves if name not in losses and name not in FIRST]
+    # One point is no course: `catena show` tells such numbers.
+    others += [name for name, points in curves.items() if name not in (*losses, *FIRST) and len(points) > 1]
     if not losses and not others:
         return ""
     small = math.ceil(len(others) / 2)

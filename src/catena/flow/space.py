@@ -89,9 +89,11 @@ class Objective(Config):
     """What a trial is judged by."""
 
     metric: str = "val_loss"
-    """A metric or curve of the step (its last value), a score of its report, or `seconds`, `size`, `parameters`."""
+    """A metric or curve of the step, a score of its report, or `seconds`, `size`, `parameters`."""
     goal: Literal["lower", "higher"] = "lower"
     """Which is better."""
+    point: Literal["last", "best"] = "last"
+    """Which value of a curve counts; `best` where the step keeps the weights of its best measurement."""
 
 
 class TuneConfig(Config):

@@ -106,6 +106,10 @@ def _measured(
     run, output = origin_of(store, done.runs[tuned]), done.outputs[tuned]
     curves = curves_of(store, done.runs[tuned])
     known = _numbers(run, output) | {name: points[max(points)] for name, points in curves.items()}
+    for objective in objectives:
+        if objective.point == "best" and objective.metric in curves:
+            pick = min if objective.goal == "lower" else max
+            known[objective.metric] = pick(curves[objective.metric].values())
     if measure is not None:
         known |= _numbers(origin_of(store, done.runs[measure]), done.outputs[measure]) | {"seconds": known["seconds"]}
     for objective in objectives:

@@ -1,7 +1,7 @@
 """Writers: the events of a run in other programs' forms, TensorBoard's files and MLflow's tracking.
 
     events -> TensorBoard   a folder for each step, <folder>/<recipe>-<group>/<step>, a scalar for each metric
-           -> MLflow        a run for each step in the experiment <recipe>: config as parameters, metrics with their course
+           -> MLflow        a run for each step in the experiment <recipe>: its config, and metrics by step
 
 Both are listeners of the event stream (`core.events`) and know nothing of training.
 """
@@ -84,7 +84,11 @@ class TensorBoardWriter:
 
 
 class MlflowWriter:
-    """Sends each step as an MLflow run. Metrics go in batches; what could not be sent is tried again, and told of."""
+    """Sends each step as an MLflow run; metrics go in batches.
+
+    A server that is not there at the start is an error at once. One that goes away later does not stop a training:
+    what it did not take is tried again with the next batch, and told of at the end.
+    """
 
     def __init__(self, uri: str) -> None:
         # A training must not stand still for the minutes that MLflow tries by default.
@@ -98,37 +102,38 @@ class MlflowWriter:
         self._runs: dict[str, str] = {}
         self._waiting: list[tuple[str, Any]] = []
         self._sent = time.monotonic()
+        self._problem: RemoteError | None = None
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind, step = event["event"], str(event.get("step", ""))
         if kind == "start":
-            self.close()
-            self._begin(event)
+            self._end_all()
+            with self._translated("begin an experiment"):
+                self._begin(event)
         elif kind == "step" and event["status"] == "running":
-            self._open(step, event)
+            with self._kept("begin a run"):
+                self._open(step, event)
         elif kind == "metric" and step in self._runs:
             self._add(step, event)
         elif kind == "step" and step in self._runs:
-            self._send(must=False)
+            self._send()
             self._end(step, event["status"])
 
     def _begin(self, event: Mapping[str, Any]) -> None:
-        with self._translated("begin an experiment"):
-            name = str(event.get("recipe") or "catena")
-            found = self._client.get_experiment_by_name(name)
-            self._experiment = found.experiment_id if found else self._client.create_experiment(name)
+        name = str(event.get("recipe") or "catena")
+        found = self._client.get_experiment_by_name(name)
+        self._experiment = found.experiment_id if found else self._client.create_experiment(name)
         self._group = str(event["group"])
 
     def _open(self, step: str, event: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        with self._translated("begin a run"):
-            tags = {"catena.stage": str(event.get("stage", "")), "catena.group": self._group, "catena.step": step}
-            run = self._client.create_run(self._experiment, run_name=f"{step} {self._group}", tags=tags)
-            self._runs[step] = run.info.run_id
-            parameters = [Param(name, text[:LONGEST]) for name, text in _flat(event.get("config") or {})]
-            for start in range(0, len(parameters), MOST_PARAMETERS):
-                self._client.log_batch(run.info.run_id, params=parameters[start : start + MOST_PARAMETERS])
+        tags = {"catena.stage": str(event.get("stage", "")), "catena.group": self._group, "catena.step": step}
+        run = self._client.create_run(self._experiment, run_name=f"{step} {self._group}", tags=tags)
+        self._runs[step] = run.info.run_id
+        parameters = [Param(name, text[:LONGEST]) for name, text in _flat(event.get("config") or {})]
+        for start in range(0, len(parameters), MOST_PARAMETERS):
+            self._client.log_batch(run.info.run_id, params=parameters[start : start + MOST_PARAMETERS])
 
     def _add(self, step: str, event: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric
@@ -137,34 +142,53 @@ class MlflowWriter:
         if math.isfinite(value):
             metric = Metric(event["name"], value, round(1000 * event["at"]), event.get("at_step") or 0)
             self._waiting.append((self._runs[step], metric))
-        if len(self._waiting) >= MOST_AT_ONCE or time.monotonic() - self._sent > SEND_EVERY_S:
-            self._send(must=False)
+        if time.monotonic() - self._sent > SEND_EVERY_S:
+            self._send()
 
-    def _send(self, *, must: bool) -> None:
-        """Send what waits. A server that is away now may be back for the next batch; at the end it must be there."""
+    def _send(self) -> None:
+        """Send what waits, a batch of one run after another."""
         self._sent = time.monotonic()
         try:
-            with self._translated(f"take {len(self._waiting)} metrics"):
+            with self._translated("take metrics"):
                 while self._waiting:
                     run = self._waiting[0][0]
-                    batch = [metric for owner, metric in self._waiting[:MOST_AT_ONCE] if owner == run]
+                    batch = [metric for owner, metric in self._waiting if owner == run][:MOST_AT_ONCE]
                     self._client.log_batch(run, metrics=batch)
-                    taken = {id(metric) for metric in batch}
+                    taken = set(map(id, batch))
                     self._waiting = [item for item in self._waiting if id(item[1]) not in taken]
         except RemoteError:
-            if must:
-                raise
+            return  # what was not taken still waits
 
     def _end(self, step: str, status: str) -> None:
         ends = {"done": "FINISHED", "cached": "FINISHED", "cancelled": "KILLED"}
-        with self._translated("end a run"):
-            self._client.set_terminated(self._runs.pop(step), ends.get(status, "FAILED"))
+        run = self._runs.pop(step)
+        with self._kept("end a run"):
+            self._client.set_terminated(run, ends.get(status, "FAILED"))
 
-    def close(self) -> None:
-        """Send the rest."""
-        self._send(must=True)
+    def _end_all(self) -> None:
+        self._send()
         for step in list(self._runs):
             self._end(step, "cancelled")
+
+    def close(self) -> None:
+        """Send the rest. Raises `RemoteError` where the server did not take everything."""
+        self._end_all()
+        if self._waiting:
+            raise RemoteError(
+                f"MLflow at {self._uri} did not take {len(self._waiting)} metrics",
+                hint="They are in the run's events.jsonl; look whether the tracking server is up.",
+            )
+        if self._problem is not None:
+            raise self._problem
+
+    @contextmanager
+    def _kept(self, what: str) -> Iterator[None]:
+        """Keep a problem for the end."""
+        try:
+            with self._translated(what):
+                yield
+        except RemoteError as error:
+            self._problem = self._problem or error
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:

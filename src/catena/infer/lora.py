@@ -126,6 +126,11 @@ def _read(folder: Path, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
             f"the adapter in {folder} is of the kind {facts['kind']}; only lora can be used beside others",
             hint="Merge it into its base (train.merge) and serve that.",
         )
+    if facts["weights"] != "float32":
+        raise UsageError(
+            f"the adapter in {folder} was trained on weights rounded to {facts['weights']}, which its base here is not",
+            hint="Merge it into its base (train.merge) and serve that.",
+        )
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     for name in ("alpha_pattern", "rank_pattern", "modules_to_save", "layer_replication"):
         if settings.get(name):

@@ -200,7 +200,9 @@ def local_global_attention(
     if unknown:
         raise UsageError(f"{type(module).__name__} uses {unknown[0]}, which {LOCAL_GLOBAL} does not do")
     if attention_mask is not None and not isinstance(attention_mask, Tensor):
-        return _flex(module, query, key, value, attention_mask, scaling, dropout)
+        if dropout:
+            raise UsageError(f"{LOCAL_GLOBAL} has no dropout on a GPU", hint="Set the model's attention_dropout to 0.")
+        return _flex(module, query, key, value, attention_mask, scaling)
     settings = settings_of(module.config)
     if attention_mask is not None and attention_mask.dim() == 4:
         out = _dense(query, key, value, attention_mask, scaling, dropout)
@@ -222,12 +224,10 @@ def _dense(
 
 
 def _flex(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float | None, dropout: float
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float | None
 ) -> tuple[Tensor, None]:
     from transformers.integrations.flex_attention import flex_attention_forward
 
-    if dropout:
-        raise UsageError(f"{LOCAL_GLOBAL} has no dropout of attention on a GPU", hint="Set attention_dropout to 0.")
     out, _ = flex_attention_forward(module, query, key, value, mask, scaling=scale)
     return out, None
 

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from catena.core.errors import DataError, NotFound, UsageError
 from catena.models import adapter_folder, quant
 from catena.models.attention import use_stored_attention
+from catena.models.attention_settings import LOCAL_GLOBAL
 from catena.models.heads import CLASSES, Head, context_of, head_of, labels_of, load_dense, refuse_gaps
 from catena.models.tokenizer import load_tokenizer, save_tokenizer
 from catena.models.virtual_tokens import prompt_kind
@@ -123,11 +124,14 @@ def load_model(
 
 def _load_adapted(folder: Path, dtype: torch.dtype, head: Head | None, *, keep: bool) -> Any:
     """Load the base of an adapter, merge the two, or `keep` an adapter around it that cannot be merged."""
-    own = head_of(read_config(folder))
+    settings = read_config(folder)
+    own = head_of(settings)
     if head not in (None, own):
         raise UsageError(f"{folder} is an adapter for the head {own}", hint="Merge it first: train.merge.")
-    labels = labels_of(read_config(folder)) or None
-    model = load_model(adapter_folder.base_folder(folder), head=own, labels=labels)
+    model = load_model(adapter_folder.base_folder(folder), head=own, labels=labels_of(settings) or None)
+    if settings.get(LOCAL_GLOBAL):  # trained so on a base that attends densely
+        setattr(model.config, LOCAL_GLOBAL, settings[LOCAL_GLOBAL])
+        use_stored_attention(model)
     around = adapter_folder.put_on(model, folder)
     return (around if keep and prompt_kind(around) else adapter_folder.merge(around)).to(dtype)
 

@@ -38,6 +38,11 @@ def encode(tokenizer: Any, texts: Sequence[str], context: int = 0) -> list[Row]:
     """
     if not texts:
         return []
+    if not tokenizer.is_fast:
+        raise DataError(
+            "the tokenizer does not tell which characters a token stands for",
+            hint="Convert it to tokenizer.json (a fast tokenizer).",
+        )
     told = tokenizer(
         list(texts),
         split_special_tokens=True,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from catena.train.encode import Encoding
     from catena.train.tokens import Tokens
 
+HOW = ("parallel", "micro_batch_size", "checkpoint_seconds", "checkpoint_keep")
+"""Fields of a training's config that change how it is done, and nothing that it does."""
 UNKNOWN = "unknown_tokens"
 """Count of tokens of a text that stand for a character which the vocabulary lacks."""
 
@@ -60,8 +62,12 @@ def encode_split(ctx: Context, role: str, data: DatasetVersion, split: str, *, p
 
 
 def fingerprint(ctx: Context, config: Config, *inputs: ArtifactBase) -> str:
-    """Return what tells this training from any other: its config, seed and inputs."""
-    return digest_of([config.digest(), ctx.seed, [item.digest for item in inputs]])
+    """Return what tells this training from any other: its config, seed and inputs.
+
+    How the work is shared is left out: a checkpoint of two processes may be gone on from by one.
+    """
+    values = config.model_dump(mode="json", exclude=set(HOW))
+    return digest_of([values, ctx.seed, [item.digest for item in inputs]])
 
 
 def seed_of(ctx: Context) -> int:

@@ -55,6 +55,7 @@ def begin(
             "give either a tokenizer, to train from scratch, or a base, to go on from", hint="See --use in the help."
         )
     if base is not None:
+        check_base(base)
         return load(ctx.store.checkout(base), head=head, seed=seed_of(ctx))
     assert tokenizer is not None
     if not any(file.path == "tokenizer.json" for file in tokenizer.files):
@@ -67,6 +68,15 @@ def begin(
     model = build(cfg.preset, len(words), seed_of(ctx), context=context, **ids)
     ctx.events.metric("parameters", sum(parameter.numel() for parameter in model.parameters()))
     return model, words
+
+
+def check_base(base: ModelVersion) -> None:
+    """Raise `UsageError` for a model whose weights cannot be trained: an adapter, or a quantized one."""
+    if base.form != "full":
+        raise UsageError(
+            f"{base.digest[:12]} is of the form {base.form}; only a full model can be trained",
+            hint="An adapter becomes one with train.merge.",
+        )
 
 
 def mark_texts(words: Any, *, masked: bool) -> None:

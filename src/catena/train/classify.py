@@ -18,7 +18,7 @@ from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion, ModelVersion
 from catena.models.adapters import AdapterConfig, attach
 from catena.train.artifacts import fingerprint, license_of, read_split, seed_of, store_trained
-from catena.train.begin import say_counts
+from catena.train.begin import check_base, say_counts
 from catena.train.launch import launched
 from catena.train.settings import TrainConfig
 
@@ -88,6 +88,7 @@ def classify(ctx: Context, cfg: ClassifyConfig, *, base: ModelVersion, data: Dat
     from catena.train.optim import learning_rate
     from catena.train.tasks import label_objective
 
+    check_base(base)
     examples = _labelled(cfg, read_split(ctx, data, cfg.split, "example"))
     labels = cfg.labels or tuple(sorted(set().union(*examples.labels())))
     _check(labels, examples)

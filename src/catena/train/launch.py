@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -217,6 +218,7 @@ class RayTeam:
 def contracts(processes: int, host: str, port: int) -> list[dict[str, str]]:
     """Return what each worker finds in its environment (catena.train.parallel.contract)."""
     common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    common["CATENA_TRAINING"] = secrets.token_hex(16)
     return [{"RANK": str(rank), **common} for rank in range(processes)]
 
 

@@ -214,7 +214,8 @@ class Training:
         while True:
             rows = min(state.micro_batch or whole, whole)
             if device.type == "cpu" and self.config.guard.memory:
-                rows = self._memory.rows(rows, batch.inputs.shape[1])
+                # Processes that share layers or matrices meet in each micro-batch: all cut alike.
+                rows = self.strategy.least(self._memory.rows(rows, batch.inputs.shape[1]))
             try:
                 with self._memory.measuring(rows * batch.inputs.shape[1]):
                     return self._gradient(batch, rows)

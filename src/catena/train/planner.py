@@ -2,7 +2,7 @@
 
     PlanConfig + Shape -> candidates -> Estimate of each -> the one that the rule picks, and why
 
-The rule: where the model fits with what data-parallel processes share cheaply (ZeRO-1 and 2), they do. Where not, a slow
+The rule: where the model fits with what data-parallel processes share cheaply (ZeRO-1, 2), they do. Where not, a slow
 link asks for ZeRO-3, which sends weights and not activations, and a fast one for tensor parallelism inside a node. All
 formulas are in `FORMULAS`, in the names of the fields below; arXiv 1910.02054 (ZeRO), 2104.04473 (pipelines),
 2205.05198 (activations). Pure and free of torch.
@@ -10,16 +10,16 @@ formulas are in `FORMULAS`, in the names of the fields below; arXiv 1910.02054 (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field
 
-from catena.core.config import Config
+from catena.core.config import Config, parse
 from catena.core.stage import Context, stage
 from catena.core.types import ModelVersion, Report, Score
-from catena.train.planner_shape import Shape, shape_of_settings
+from catena.train.planner_shape import Shape, shape_of, shape_of_settings
 
 Sharing = Literal["ddp", "zero1", "zero2", "zero3"]
 SHARINGS: tuple[Sharing, ...] = ("zero1", "zero2", "ddp", "zero3")
@@ -167,6 +167,12 @@ class Planning:
     candidates: tuple[Estimate, ...]
     picked: Estimate | None
     why: str
+    formulas: Mapping[str, str] = field(default_factory=lambda: FORMULAS)
+
+
+def plan_named(model: str, values: Mapping[str, Any], vocabulary: int | None = None) -> Planning:
+    """Plan for a preset or a model's folder; `values` are those of a `PlanConfig`. What the command line calls."""
+    return plan_training(shape_of(model, vocabulary), parse(PlanConfig, values))
 
 
 def plan_training(shape: Shape, config: PlanConfig) -> Planning:
@@ -325,17 +331,21 @@ def _pick(found: list[Estimate], config: PlanConfig) -> tuple[Estimate | None, s
     room = f"{config.room / GIGA:.0f} GB"
     if not fitting:
         least = min(found, key=lambda item: item.memory)
-        need = f"the smallest, {least.layout.label()}, needs {least.memory / GIGA:.1f} GB of {room}"
-        return None, f"Nothing fits: {need}. More GPUs, shorter sequences or a smaller batch would help."
+        smallest = f"the smallest, {least.layout.label()}, needs {least.memory / GIGA:.1f} GB of {room}"
+        return None, f"Nothing fits: {smallest}. More GPUs, shorter sequences or a smaller batch would help."
     plain = [item for item in found if item.layout.products == 1]
     cheap = [item for item in plain if item.fits and item.layout.data != "zero3"]
     if cheap:
+        taken = f"{cheap[0].memory / GIGA:.1f} GB of {room}"
         if config.gpus == 1:
-            return cheap[0], f"One GPU holds it all: {cheap[0].memory / GIGA:.1f} GB of {room}."
-        kind = cheap[0].layout.data
-        return cheap[0], f"It fits with {kind} ({cheap[0].memory / GIGA:.1f} GB of {room}), which sends the least."
-    need = min((item.memory for item in plain if item.layout.data in ("zero1", "zero2")), default=0.0) / GIGA
-    start = f"Even ZeRO-2 needs {need:.1f} GB of {room}" if need else f"One copy does not fit into {room}"
+            return cheap[0], f"One GPU holds it all: {taken}."
+        return cheap[0], f"It fits with {cheap[0].layout.data}: {taken}.{_faster(cheap[0], fitting[0])}"
+    need = min((item.memory for item in plain if item.layout.data != "zero3"), default=0.0) / GIGA
+    start = f"Plain data parallelism needs {need:.1f} GB of {room}"
+    if not plain:
+        start = f"A batch of {config.batch_size} sequences cannot be shared by {config.gpus} data-parallel processes"
+    elif not need:
+        start = f"One GPU has {room}"
     sharded = [item for item in plain if item.fits and item.layout.data == "zero3"]
     split = [item for item in fitting if item.layout.products == item.layout.tensor > 1]
     speed = config.inside
@@ -346,6 +356,13 @@ def _pick(found: list[Estimate], config: PlanConfig) -> tuple[Estimate | None, s
     if speed >= FAST_LINK and split:
         return split[0], f"{start}; the link inside a node ({speed:.0f} GB/s) is fast: tensor parallelism."
     return fitting[0], f"{start}; {fitting[0].layout.label()} is the fastest that fits."
+
+
+def _faster(picked: Estimate, first: Estimate) -> str:
+    """Say which layout is clearly faster than the one that the rule picks, if one is."""
+    if first.seconds > 0.95 * picked.seconds:
+        return ""
+    return f" {first.layout.label()} would take {first.seconds:.3g} s a step instead of {picked.seconds:.3g}."
 
 
 @stage("train.plan")

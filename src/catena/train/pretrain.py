@@ -132,7 +132,10 @@ def _source(cfg: PretrainConfig, tokenizer: ModelVersion | None, base: ModelVers
             hint="Give tokenizer (for a new model) or base (to train a model further).",
         )
     if base is not None and base.form != "full":
-        raise UsageError(f"{base.digest[:12]} is a {base.form} model; only a full one can be trained further")
+        raise UsageError(
+            f"{base.digest[:12]} is a {base.form} model; only a full one can be trained further",
+            hint="An adapter becomes one with train.merge.",
+        )
     if base is None and (cfg.adapter.kind != "none" or cfg.preset is None):
         raise UsageError(
             "a new model needs a preset and all of its weights trained", hint="Adapters, and preset: null, need a base."

@@ -82,7 +82,10 @@ def sft(
     from catena.train.objectives import check_packable
 
     if base.form != "full":
-        raise UsageError(f"{base.digest[:12]} is a {base.form} model; only a full one can be trained")
+        raise UsageError(
+            f"{base.digest[:12]} is a {base.form} model; only a full one can be trained",
+            hint="An adapter becomes one with train.merge.",
+        )
     model, words = load(ctx.store.checkout(base))
     if cfg.packing:
         check_packable(model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -94,11 +95,17 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
+def _interrupted(_: int, __: object) -> None:
+    """Take SIGTERM as Ctrl-C: a stage gets the chance to leave what it has done."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the worker of this process and exit."""
     if len(sys.argv) != 2:
         raise UsageError("a worker takes one spec", hint="python -m catena.train.worker SPEC.json")
     end_with_parent()
+    signal.signal(signal.SIGTERM, _interrupted)
     sys.exit(run(Path(sys.argv[1])))
 
 

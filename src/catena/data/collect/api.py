@@ -100,8 +100,8 @@ def collect_api(ctx: Context, cfg: ApiConfig) -> DatasetVersion:
     """Collect the records of a paged JSON API, and later only what is new or changed there.
 
     With `text`, rows are documents; without, they are media of type application/json. Reasons of rejects: `bad_record`,
-    `missing_id`, `missing_text`, `too_large`, `not_storable`. Raises `RemoteError` when the server fails; a second try
-    goes on at the page where the first stopped.
+    `missing_id`, `missing_text`, `too_large`, `lone_surrogate`, `not_storable`. Raises `RemoteError` when the server
+    fails; a second try goes on at the page where the first stopped.
     """
     return collect(ctx, ApiConnector(cfg, Client(cfg.http, cfg.auth, home=cfg.url)), cfg.max_records)
 

@@ -156,7 +156,8 @@ def _checked(item: Item, shape: Shape) -> Item:
         return item
     key = item.key.encode("utf-8", "replace").decode()
     source = item.source.encode("utf-8", "replace").decode()
-    return Item(key, "reject", EMPTY[shape], source=source, reason="not_storable", detail=problem)
+    reason = "lone_surrogate" if "surrogate" in problem else "not_storable"
+    return Item(key, "reject", EMPTY[shape], source=source, reason=reason, detail=problem)
 
 
 class _Merge:

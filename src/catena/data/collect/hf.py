@@ -81,7 +81,7 @@ def collect_hf(ctx: Context, cfg: HfConfig) -> DatasetVersion:
 
     Splits and licence come from the README card, or from file names (`train-00000-of-00001.parquet`, `test.csv`).
     `metadata`: file, row, and the columns that are no field of the sample. Reasons of rejects: `bad_row`, `bad_file`,
-    `too_large`, `not_storable`, `gone`.
+    `too_large`, `lone_surrogate`, `not_storable`, `gone`.
     """
     place: Place = HubPlace(ctx, cfg) if cfg.repo else FolderPlace(cfg)
     return collect(ctx, HfConnector.open(ctx, cfg, place), cfg.max_records)

@@ -93,7 +93,7 @@ def collect_sql(ctx: Context, cfg: SqlConfig) -> DatasetVersion:
 
     Rows with the last cursor value are read again in the next run, since more of them may have come; a row that is as
     it was stays as it is. Reasons of rejects: `missing_key`, `missing_cursor`, `missing_text`, `too_large`,
-    `not_storable`; without `cursor` also `gone`. Raises `RemoteError` when the database fails.
+    `lone_surrogate`, `not_storable`; without `cursor` also `gone`. Raises `RemoteError` when the database fails.
     """
     return collect(ctx, SqlConnector(cfg), cfg.max_records)
 

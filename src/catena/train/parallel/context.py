@@ -68,7 +68,7 @@ class SharedSequences:
         AttentionInterface.register(NAME, self._attend)
         AttentionMaskInterface.register(NAME, _no_mask)
         model.set_attn_implementation(NAME)
-        model.get_decoder().register_forward_pre_hook(self._place, with_kwargs=True)
+        self._hook = model.get_decoder().register_forward_pre_hook(self._place, with_kwargs=True)
 
     def cut(self, piece: Batch) -> Batch:
         """Return this process's columns of a piece, and remember where they stand for the forward that follows."""
@@ -122,6 +122,7 @@ class SharedSequences:
 
     def leave(self, model: Any) -> None:
         """Give the model its own attention back."""
+        self._hook.remove()
         model.set_attn_implementation(self.before)
 
 

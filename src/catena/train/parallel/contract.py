@@ -88,3 +88,9 @@ def world_of_environment() -> tuple[int, int]:
 def is_worker() -> bool:
     """Whether somebody started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def token_of_environment() -> str:
+    """Return the word that only the processes of this training know, as far as whoever started them gave one."""
+    names = ("CATENA_TRAINING", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")

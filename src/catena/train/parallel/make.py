@@ -18,6 +18,11 @@ def make_strategy(config: TrainConfig, device: torch.device) -> Strategy:
     if world == 1:
         sizes_of(config.parallel, 1)
         return Strategy(config, device)
+    if config.parallel.data == "server":
+        from catena.train.parallel.server import ByServer
+
+        sizes_of(config.parallel, world)
+        return ByServer(config, device)
     from catena.train.parallel.many import Many
     from catena.train.parallel.mesh import join
 

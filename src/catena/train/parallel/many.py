@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from catena.core.errors import ConfigError
 from catena.train.batches import Batch
+from catena.train.guard import MemoryShort, out_of_memory
 from catena.train.objectives import next_token_loss
 from catena.train.optim import begin, make_optimizer
 from catena.train.parallel import whole
@@ -73,9 +74,14 @@ class Many(Strategy):
 
     def place(self, model: Any) -> Any:
         """Leave in the model what this process trains."""
-        mesh, trained = self.mesh, {name for name, held in model.named_parameters() if held.requires_grad}
-        self.shapes = {name: tuple(held.shape) for name, held in model.named_parameters() if name in trained}
-        self.undivided = whole.hollow(model)
+        mesh = self.mesh
+        if hasattr(model, "peft_config") and mesh.world > mesh.data.size:
+            raise ConfigError(
+                "adapters are trained by data-parallel processes; tensor, pipeline and context are for whole models",
+                hint="Leave those sizes at 1; data: zero3 shares the weights of a model that is too large.",
+            )
+        self.shapes = {name: tuple(held.shape) for name, held in model.named_parameters()}
+        self.undivided = whole.hollow(model) if self.divided else None
         if mesh.tensor.size > 1:
             self.shared = share_matrices(model, mesh.tensor, self.wire)
         if mesh.pipeline.size > 1:
@@ -88,13 +94,19 @@ class Many(Strategy):
         self.owners = Owners(model, mesh.replicas, self.wire)
         if self.kind == "zero2":
             self.early = EarlyReduction(self.owners, self.reduction)
-        self.parts = {name: self._part(name, held) for name, held in self.owners.parameters.items()}
+        self.held = dict(model.named_parameters())
+        self.parts = {name: self._part(name, held) for name, held in self.held.items()}
         return model
+
+    @property
+    def divided(self) -> bool:
+        """Whether weights lie in parts on several processes."""
+        return self.kind == "zero3" or self.mesh.tensor.size > 1 or self.mesh.pipeline.size > 1
 
     def _part(self, local: str, parameter: nn.Parameter) -> Part:
         """Describe what is held of one weight; the copies of one part have one process that answers for it."""
         name = local if self.stage is None else self.stage.name(local)
-        offset, answers = [0] * parameter.dim(), self.owners.of[local] == self.mesh.replicas.at
+        offset, answers = [0] * parameter.dim(), self.owners.of.get(local, 0) == self.mesh.replicas.at
         if local in self.shared.cut:
             dimension, tensor = self.shared.cut[local], self.mesh.tensor
             offset[dimension] = self.shapes[name][dimension] // tensor.size * tensor.at
@@ -121,21 +133,39 @@ class Many(Strategy):
     def backward(self, model: Any, batch: Batch, objective: Objective, micro_batch_size: int) -> float:
         """Add the gradient of the whole batch's mean loss, over all processes; returns that mean."""
         work = self._work(batch, micro_batch_size)
-        found = 0.0
-        if self.stage is not None:
-            found = self.stage.learn(work, lambda held, piece: self._cost(held, piece, objective), batch.learnt)
-        else:
-            for piece, weight in work:
-                loss = self._cost(model, piece, objective) * (weight / batch.learnt)
-                if self.sharded is not None:
-                    self.sharded.backward(loss)
-                else:
-                    loss.backward()  # type: ignore[no-untyped-call]
-                found += float(loss.detach())
-                if self.early is not None:
-                    self.early.end_piece()
+        found, short = 0.0, False
+        try:
+            found = self._learn(model, work, batch, objective)
+        except (RuntimeError, MemoryError) as error:
+            if not (self._alone and out_of_memory(error)):
+                raise
+            short = True
+        if self._alone and self.any(short):
+            raise MemoryShort(f"memory ran out with {micro_batch_size} rows at once")
         self._reduce()
         return self._total(found)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether forward and backward wait for nobody, so that all can do a step again when one runs out of memory."""
+        shares = self.mesh.tensor.size * self.mesh.context.size > 1
+        return self.stage is None and self.sharded is None and self.early is None and not shares
+
+    def _learn(self, model: Any, work: Work, batch: Batch, objective: Objective) -> float:
+        """Go through this process's pieces; returns their part of the mean loss."""
+        if self.stage is not None:
+            return self.stage.learn(work, lambda held, piece: self._cost(held, piece, objective), batch.learnt)
+        found = 0.0
+        for piece, weight in work:
+            loss = self._cost(model, piece, objective) * (weight / batch.learnt)
+            if self.sharded is not None:
+                self.sharded.backward(loss)
+            else:
+                loss.backward()  # type: ignore[no-untyped-call]
+            found += float(loss.detach())
+            if self.early is not None:
+                self.early.end_piece()
+        return found
 
     def _work(self, batch: Batch, micro_batch_size: int) -> Work:
         data = self.mesh.data
@@ -208,19 +238,19 @@ class Many(Strategy):
         found = []
         for name, parameter in self.owners.parameters.items():
             part = self.parts[name]
-            found.append(self._piece("model", part, local(parameter.detach()), part.answers))
+            found.append(self._piece("model", part, local(parameter.detach())))
             for kind, state in optimizer.state.get(parameter, {}).items():
                 if isinstance(state, Tensor):
-                    found.append(self._piece(kind, part, local(state), part.answers))
+                    found.append(self._piece(kind, part, local(state)))
         found = [piece for piece in found if piece.tensor.numel()]
         return [*found, *self._memory()]
 
-    def _piece(self, kind: str, part: Part, tensor: Tensor, answers: bool) -> Piece:
+    def _piece(self, kind: str, part: Part, tensor: Tensor) -> Piece:
         name = f"{kind}/{part.name}"
         if tensor.dim() == len(part.shape) and tensor.dim() > 0:
-            return Piece(name, tensor, part.shape, part.offset, answers)
+            return Piece(name, tensor, part.shape, part.offset, part.answers)
         # A count of steps, and the like: the same for every part of the weight.
-        return Piece(name, tensor, tuple(tensor.shape), (0,) * tensor.dim(), answers and not any(part.offset))
+        return Piece(name, tensor, tuple(tensor.shape), (0,) * tensor.dim(), part.answers and not any(part.offset))
 
     def _memory(self) -> list[Piece]:
         """Return what PowerSGD remembers: errors are each process's own, factors are alike."""
@@ -258,12 +288,10 @@ class Many(Strategy):
         """Make the model whole again on the main process."""
         if self.sequences is not None:
             self.sequences.leave(model)
-        if self.mesh.tensor.size == self.mesh.pipeline.size == 1 and self.sharded is None and self.sequences is None:
+        if self.undivided is None:
             return model.to("cpu").eval()
-        held = [
-            self._piece("model", part, local(self.owners.parameters[name].detach()), part.answers)
-            for name, part in self.parts.items()
-        ]
+        parts = [self._piece("model", part, local(self.held[name].detach())) for name, part in self.parts.items()]
+        held = [piece for piece in parts if piece.tensor.numel()]
         weights = whole.collect(held, {f"model/{name}": shape for name, shape in self.shapes.items()})
         if self.main:
             whole.fill(self.undivided, {name.removeprefix("model/"): held for name, held in weights.items()})

@@ -122,7 +122,10 @@ def share_matrices(model: Any, axis: Axis, wire: Wire) -> Shared:
             shared.partial += [f"{prefix}{name}.{key}" for key, _ in module.named_parameters()]
             continue
         if style not in ("colwise", "rowwise") or not isinstance(module, nn.Linear):
-            raise ConfigError(f"tensor parallel cannot share {name} ({type(module).__name__}, {style})")
+            raise ConfigError(
+                f"tensor parallel cannot share {name} ({type(module).__name__}, {style})",
+                hint="Use zero3 to share the weights of this model.",
+            )
         features = module.out_features if style == "colwise" else module.in_features
         if features % axis.size:
             raise ConfigError(

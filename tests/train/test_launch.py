@@ -1,0 +1,158 @@
+"""Facts about starting processes: they make what one makes, and whatever ends one of them ends them all."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from catena.core.errors import ConfigError, DataError, EnvironmentProblem
+from catena.core.types import DatasetVersion
+from catena.hub.store import Store
+from catena.train import launch
+from catena.train.parallel.settings import ParallelConfig
+from catena.train.slurm import slurm_contract, slurm_script
+from catena.workspace import Workspace
+from tests.train.conftest import Recorded
+from tests.train.launched_stages import ActedConfig, acted
+from tests.train.test_parallel import free_ports
+
+ROOT = Path(__file__).parent.parent.parent
+MakeContext = Callable[[str], Recorded]
+
+
+def config(what: str, **parallel: object) -> ActedConfig:
+    return ActedConfig(what=what, parallel=ParallelConfig.model_validate({"processes": 2, **parallel}))
+
+
+def test_processes_share_the_contract_and_the_main_one_s_result_and_events_come_back(recorded: MakeContext) -> None:
+    made = recorded("a")
+    model = acted(made.context, config("work"))
+    assert model.labels == {"processes": "2"}
+    assert made.values("seen") == [1.0]
+    assert sorted(path.name for path in made.context.workdir.glob("began-*")) == ["began-0", "began-1"]
+
+
+def test_error_of_one_process_is_told_and_ends_the_others(
+    recorded: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "MOURNING_S", 0.1)
+    with pytest.raises(DataError, match="the data of process 1 is bad") as caught:
+        acted(recorded("b").context, config("fail"))
+    assert caught.value.hint == "Give better data."
+
+
+def test_killed_process_ends_the_others(recorded: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "MOURNING_S", 0.1)
+    with pytest.raises(EnvironmentProblem, match="process 1 of the training was ended by SIGKILL"):
+        acted(recorded("c").context, config("die"))
+
+
+def test_signal_is_passed_on_and_processes_may_leave_a_checkpoint(recorded: MakeContext) -> None:
+    made = recorded("d")
+    stopper = threading.Thread(target=interrupt_when, args=(lambda: made.said() == "waiting",))
+    stopper.start()
+    with pytest.raises(KeyboardInterrupt):
+        acted(made.context, config("wait"))
+    stopper.join()
+    assert (made.context.workdir / "stopped-0").exists()
+
+
+def interrupt_when(ready: Callable[[], bool]) -> None:
+    waiting = threading.Event()
+    while not ready():
+        waiting.wait(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_processes_that_cannot_share_are_not_started(recorded: MakeContext) -> None:
+    made = recorded("e")
+    with pytest.raises(ConfigError, match="2 processes cannot be shared as tensor 4"):
+        acted(made.context, config("work", tensor=4))
+    assert not (made.context.workdir / "launch").exists()
+
+
+@pytest.mark.chain
+@pytest.mark.xdist_group("ray")
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe")
+def test_ray_starts_the_same_workers(recorded: MakeContext) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.fail("ray is not installed") if os.environ.get("CI") else pytest.skip("ray is not installed")
+    made = recorded("f")
+    model = acted(made.context, config("work", launcher="ray"))
+    assert model.labels == {"processes": "2"}
+    assert made.values("seen") == [1.0]
+
+
+def test_slurm_script_runs_the_command_on_each_task() -> None:
+    script = slurm_script(["catena", "train", "sft", "--set", "a=b c"], 8, "team/helper")
+    assert "#SBATCH --ntasks=8" in script
+    assert "--job-name=team-helper" in script
+    assert script.endswith("srun --kill-on-bad-exit=1 catena train sft --set 'a=b c'\n")
+
+
+def test_slurm_s_variables_are_the_contract() -> None:
+    given = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "71234"}
+    assert slurm_contract({**given, "MASTER_ADDR": "node1"}) == {
+        "RANK": "3",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "node1",
+        "MASTER_PORT": "31234",
+    }
+    assert slurm_contract({}) == {}
+
+
+def catena(store: Store, *words: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "catena", "-w", str(store.root), *words, "--json"]
+    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, env=given, cwd=store.root.parent, stdout=-1, stderr=-1, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    said, complained = process.communicate(timeout=300)
+    assert process.returncode == 0, said + complained
+    return said
+
+
+def test_training_by_command_is_the_same_on_one_process_on_two_and_under_slurm(
+    store: Store, documents: DatasetVersion, recorded: MakeContext
+) -> None:
+    from catena.train.tokenizer import TokenizerConfig, tokenizer
+
+    words = tokenizer(recorded("words").context, TokenizerConfig(vocab_size=300), source=documents)
+    for name, artifact in (("pages", documents), ("words", words)):
+        store.index.add_artifact(artifact)
+        store.index.add_name(name, artifact.digest)
+    values = {"preset": "llama-nano", "steps": 6, "log_every": 1, "sequence_length": 32, "precision": "float32"}
+    given = {"tokenizer": "words", "data": "pages"}
+    Workspace(store).do("train.pretrain", given, values, name="alone")
+    train = ["train", "pretrain", "--use", "tokenizer=words", "--use", "data=pages"]
+    for key, value in values.items():
+        train += ["--set", f"{key}={value}"]
+    ended(catena(store, *train, "--name", "both", "--processes", "2"))
+    slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "MASTER_PORT": str(free_ports(1)[0])}
+    train += ["--name", "queued", "--launch", "slurm", "--set", "eval_every=201"]
+    team = [catena(store, *train, SLURM_PROCID=rank, **slurm) for rank in ("1", "0")]
+    said = [ended(process) for process in team]
+    assert said[0] == ""
+    assert json.loads(said[1])["ref"] == "queued@1"
+    curves = [losses(store, name) for name in ("alone", "both", "queued")]
+    assert len(curves[0]) == 6
+    assert all(abs(one - other) < 2e-5 for curve in curves for one, other in zip(curves[0], curve, strict=True))
+
+
+def losses(store: Store, name: str) -> list[float]:
+    from catena.core.events import read_events
+
+    (run,) = [run for run in store.index.find_runs() if run.name == name]
+    events = read_events(store.group_folder(run.group) / "events.jsonl")
+    return [event["value"] for event in events if event.get("name") == "loss"]
