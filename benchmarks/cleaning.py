@@ -1,6 +1,6 @@
 """The cleaning recipe from HTML to a clean set, against datatrove's nearest pipeline, in turn on the same pages.
 
-    python benchmarks/cleaning.py [--megabytes 12] [--cache DIR] [--without-peer]
+    python benchmarks/cleaning.py [--megabytes 12] [--cache DIR] [--without-peer] [--data-juicer]
 
 Input: pages in a site's frame; their paragraphs are real prose from the documentation strings of the standard library
 and the installed packages, some pages are near-copies, some are lists, some hold made-up mail addresses and telephone
@@ -39,7 +39,12 @@ from catena.hub.store import init_store
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "cleaning.json"
-PEER = ["datatrove[processing,io]==0.10.1", "xxhash<4", "spacy==3.8.18", "lxml_html_clean"]
+PEERS = {
+    "datatrove": ["datatrove[processing,io]==0.10.1", "xxhash<4", "spacy==3.8.18", "lxml_html_clean"],
+    # The last four it imports and does not require; torch, with CUDA, it installs by itself at its first run.
+    "data-juicer": ["py-data-juicer==1.6.1", "aiohttp", "av", "selectolax", "ftfy"],
+}
+FOLDERS = {"datatrove": "datatrove-0.10.1-cleaning", "data-juicer": "data-juicer-1.6.1"}
 RULES = {"c4": {}, "fineweb": {}, "quality": {}, "repetition": {"duplicate_ngrams": True}, "length": {}}
 # In the peer's order; the parts that it does not have are told apart.
 RECIPE: list[tuple[str, str, dict[str, Any]]] = [
@@ -146,13 +151,13 @@ def run_catena(folder: Path, work: Path) -> None:
     print(json.dumps({"processor_seconds": told, "rows": rows}))
 
 
-def peer_python(cache: Path) -> Path:
+def peer_python(cache: Path, peer: str) -> Path:
     """Return the Python of the peer's environment, made on first use."""
-    folder = cache / "datatrove-0.10.1-cleaning"
+    folder = cache / FOLDERS[peer]
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[peer]], check=True)
         (folder / "ready").touch()
     return python
 
@@ -173,20 +178,24 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=12, help="of prose; the pages are somewhat more")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "catena-benchmarks")
     parser.add_argument("--without-peer", action="store_true")
+    parser.add_argument("--data-juicer", action="store_true", help="also run it; its first run fetches 6 GB")
     parser.add_argument("--contestant", nargs=2, type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.contestant:
         run_catena(*asked.contestant)
         return
     with tempfile.TemporaryDirectory(prefix="catena-cleaning-") as name:
-        folder, ours, theirs = (Path(name) / part for part in ("input", "catena", "datatrove"))
-        for path in (folder, ours, theirs):
-            path.mkdir()
+        folder, ours = Path(name, "input"), Path(name, "catena")
+        folder.mkdir()
+        ours.mkdir()
         facts = make_input(folder, asked.megabytes)
         told = {"catena": child([sys.executable, __file__, "--contestant", str(folder), str(ours)])}
-        if not asked.without_peer:
-            script = str(ROOT / "peers" / "datatrove_cleaning.py")
-            told["datatrove"] = child([str(peer_python(asked.cache)), script, str(folder), str(theirs)])
+        wanted = {"datatrove": not asked.without_peer, "data-juicer": asked.data_juicer}
+        for peer in (peer for peer, is_wanted in wanted.items() if is_wanted):
+            theirs = Path(name, peer)
+            theirs.mkdir()
+            script = str(ROOT / "peers" / f"{peer.replace('-', '_')}_cleaning.py")
+            told[peer] = child([str(peer_python(asked.cache, peer)), script, str(folder), str(theirs)])
     speeds = {
         name: {
             **{part: round(facts["megabytes"] / seconds, 3) for part, seconds in found["processor_seconds"].items()},
@@ -201,19 +210,16 @@ def main() -> None:
         "results": told,
         "left_out": {
             "language": "datatrove's language model is a download; Catena's is told apart",
-            "data-juicer": DATA_JUICER,
+            "data-juicer": "its filters by language, perplexity and word lists are downloads",
         },
     }
-    if "datatrove" in speeds:
-        result["ratio"] = {
-            part: round(speeds["catena"][part] / speeds["datatrove"][part], 2) for part in (*COMMON, "whole")
+    for peer in PEERS.keys() & speeds.keys():
+        result["ratio" if peer == "datatrove" else f"ratio_{peer}"] = {
+            part: round(speeds["catena"][part] / speeds[peer][part], 2) for part in (*COMMON, "whole")
         }
     show(result)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-DATA_JUICER = "py-data-juicer 1.6.1 installs; not measured"
 
 
 def show(result: dict[str, Any]) -> None:
@@ -223,8 +229,9 @@ def show(result: dict[str, Any]) -> None:
     print(f"{'':10} " + " ".join(f"{part:>9}" for part in parts))
     for name, speeds in result["mb_per_s_core"].items():
         print(f"{name:10} " + " ".join(f"{speeds[part]:9.2f}" if part in speeds else f"{'-':>9}" for part in parts))
-    if "ratio" in result:
-        print(f"{'ratio':10} " + " ".join(f"{result['ratio'][part]:9.2f}" for part in parts if part in result["ratio"]))
+    for name in ("ratio", "ratio_data-juicer"):
+        if name in result:
+            print(f"{name[:10]:10} " + " ".join(f"{result[name][part]:9.2f}" for part in parts if part in result[name]))
 
 
 if __name__ == "__main__":

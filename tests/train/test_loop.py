@@ -274,7 +274,7 @@ def spiked(plan: Plan, steps: set[int]) -> Plan:
 
 
 def test_training_that_spikes_again_and_again_is_given_up(recorded: MakeContext) -> None:
-    config = guarded(window=8, spike_steps=1, rewinds=2)
+    config = guarded(window=8, spike_steps=1, rewinds=2).model_copy(update={"checkpoint_every": 4})
     plan = spiked(replace(make_plan(20), validation=()), set(range(6, 20)))
     with pytest.raises(DataError, match="went back 2 times"):
         train(recorded("lost").context, build("llama-nano", 70, 0), plan, config)

@@ -10,11 +10,12 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from catena.core.errors import ConfigError, DataError, UsageError
+from catena.core.errors import DataError, RecipeError, UsageError
 from catena.core.sample import Sample
 from catena.core.types import DatasetVersion, ModelVersion
 from catena.hub.store import Store
 from catena.models import checkpoint
+from catena.models.adapters import AdapterConfig
 from catena.models.chat import encode_conversations
 from catena.train.artifacts import license_of
 from catena.train.batches import PackedDocuments
@@ -205,7 +206,7 @@ def test_licences_of_the_inputs_are_joined(store: Store) -> None:
 
 
 def test_budgets_become_steps() -> None:
-    shape = {"batch_size": 4, "sequence_length": 16}
+    shape: dict[str, Any] = {"batch_size": 4, "sequence_length": 16}
     drawn = PackedDocuments(documents_in_memory([[5] * 1600], 1), 16, 4, (0,))
     assert steps_of(PretrainConfig(steps=5, **shape), drawn) == 5
     assert steps_of(PretrainConfig(tokens=1000, **shape), drawn) == 15
@@ -257,7 +258,7 @@ def test_packed_conversations_are_learnt_as_well_as_padded_ones(
     recorded: MakeContext, base: ModelVersion, conversations: DatasetVersion
 ) -> None:
     made = recorded("packed")
-    many = {"packing": True, "sequence_length": 100, "phases": (Phase(epochs=8),)}
+    many: dict[str, Any] = {"packing": True, "sequence_length": 100, "phases": (Phase(epochs=8),)}
     sft(made.context, SftConfig(**{**TUNE, "batch_size": 2}, **many), base=base, data=conversations)
     losses = made.values("loss")
     assert losses[-1] < 0.7 * losses[0]
@@ -270,7 +271,8 @@ def test_token_budget_and_packing_need_fewer_steps_than_rows(
     recorded: MakeContext, base: ModelVersion, conversations: DatasetVersion
 ) -> None:
     steps = {}
-    for name, more in {"rows": {}, "budget": {"tokens_per_batch": 600}, "packed": {"packing": True}}.items():
+    ways: dict[str, dict[str, Any]] = {"rows": {}, "budget": {"tokens_per_batch": 600}, "packed": {"packing": True}}
+    for name, more in ways.items():
         made = recorded(name)
         sft(made.context, SftConfig(**{**TUNE, "log_every": 1, **more}), base=base, data=conversations)
         steps[name] = len(made.values("learning_rate"))
@@ -294,7 +296,7 @@ def test_long_conversations_are_split_at_their_questions(
 
 def test_packing_is_refused_where_a_prompt_stands_before_each_conversation() -> None:
     with pytest.raises(ValidationError, match="a prompt stands before each"):
-        SftConfig(packing=True, adapter={"kind": "prompt"})
+        SftConfig(packing=True, adapter=AdapterConfig(kind="prompt"))
 
 
 def test_separate_documents_are_packed_whole_and_measured(
@@ -347,7 +349,7 @@ def test_python_handle_trains_on_what_the_dataset_is(
         store.index.add_artifact(made)
     with Workspace(store) as workspace:
         handle = workspace.model(base.digest)
-        small = {"warmup_steps": 2, "log_every": 1}
+        small: dict[str, Any] = {"warmup_steps": 2, "log_every": 1}
         tuned = handle.train(conversations.digest, epochs=2, batch_size=16, optimizer="sgd", name="tuned", **small)
         further = handle.train(workspace.dataset(documents.digest), epochs=0.5, sequence_length=32, **small)
         new = workspace.model(words.digest).train(documents, preset="llama-nano", steps=2, sequence_length=32)
@@ -356,5 +358,5 @@ def test_python_handle_trains_on_what_the_dataset_is(
         assert len({base.digest, tuned.version.digest, further.version.digest, new.version.digest}) == 4
         with pytest.raises(UsageError, match="epochs of their own"):
             handle.train(conversations.digest, epochs=2, phases=[{"steps": 1}])
-        with pytest.raises(ConfigError, match="batch_sise"):
+        with pytest.raises(RecipeError, match="batch_sise"):
             handle.train(conversations.digest, batch_sise=2)

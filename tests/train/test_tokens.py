@@ -113,7 +113,8 @@ def test_other_processes_wait_for_the_first_without_talking_to_it(
 ) -> None:
     made = recorded("f")
     monkeypatch.setattr(shards, "process_rank", lambda: 0 if threading.current_thread().name == "writer" else 1)
-    writer = threading.Thread(name="writer", target=lambda: (time.sleep(0.3), encode(made, folder, words)))
+    writer = threading.Timer(0.3, encode, (made, folder, words))
+    writer.name = "writer"
     writer.start()
     read = encode(made, folder, words)
     writer.join()
