@@ -1,7 +1,7 @@
 """What becomes of a sample that is longer than the model's context: refused, cut, split or dropped. Always counted.
 
-    documents        cut: the first tokens stay    split: pieces of full length, each going on where the last ended
-    conversations    cut: likewise                 split: at a question; system messages lead each piece
+documents        cut: the first tokens stay    split: pieces of full length, each going on where the last ended
+conversations    cut: likewise                 split: at a question; system messages lead each piece
 """
 
 from __future__ import annotations
