@@ -16,7 +16,7 @@ from catena.core import errors
 from tests.cli.conftest import Catena
 
 COMMANDS = [
-    *("init", "doctor", "run", "plan", "tune", "do", "explain", "list", "show", "log"),
+    *("init", "doctor", "run", "plan", "tune", "do", "train", "plan-training", "explain", "list", "show", "log"),
     *("lineage", "tag", "chat", "serve", "fsck", "gc"),
 ]
 
