@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,8 @@ WORDS: dict[str, dict[str, Any]] = {
             "personal data in ordinary text, MB/s per core (7 kinds; the peer knows 2)",
             "what a commit of 1 % of 1M rows adds",
             "a copy in Parquet",
+            "training, {case}, real tokens per processor second",
+            ("all weights", "LoRA", "packed conversations of real lengths"),
         ),
         "held": "exact answers, phrasings held out",
         "unseen": "exact answers, phrasings with words that no training question has",
@@ -46,6 +49,8 @@ WORDS: dict[str, dict[str, Any]] = {
             "普通文本中的个人信息，每核 MB/s（7 类；对照只认 2 类）",
             "提交 100 万行中 1 % 的改动所增加的存储",
             "Parquet 副本",
+            "训练（{case}），每处理器秒的有效词元数",
+            ("全部权重", "LoRA", "按真实长度打包的对话"),
         ),
         "held": "未见过的问法，逐字答对",
         "unseen": "问法中含有训练问题从未出现的词，逐字答对",
@@ -89,7 +94,7 @@ def table(result: dict[str, Any], words: dict[str, Any]) -> str:
 
 def peers(words: dict[str, Any]) -> str:
     """Return the Markdown table of what was measured beside other tools."""
-    head, dedup_name, found_name, clean_name, personal_name, commit_name, copy_name = words["peers"]
+    head, dedup_name, found_name, clean_name, personal_name, commit_name, copy_name, train_name, cases = words["peers"]
     dedup, cleaning, personal, versions = (load(name) for name in ("dedup", "cleaning", "pii", "versions"))
     ours, theirs = dedup["results"]["catena"], dedup["results"]["datatrove"]
     found = [f"{side['recall']['0.8']['recall']:.1%}; {side['false_removals']:,}" for side in (ours, theirs)]
@@ -109,6 +114,13 @@ def peers(words: dict[str, Any]) -> str:
         f"| {personal_name} | {masked[0]:.1f} | {masked[1]:.1f} ({peer}) | {masked[0] / masked[1]:.1f} |",
         f"| {commit_name} | {added[0]:.1f} MB | {added[1]:.1f} MB ({copy_name}) | {added[1] / added[0]:.0f} |",
     ]
+    trained = load("train_speed")["cases"]
+    for case, told in zip(("full", "lora", "packed"), cases, strict=True):
+        sides = [median(run["tokens"] / run["cpu_s"] for run in trained[case][side]) for side in ("ours", "theirs")]
+        name = train_name.format(case=told)
+        rows.append(
+            f"| {name} | {sides[0]:,.0f} | {sides[1]:,.0f} (transformers Trainer) | {sides[0] / sides[1]:.2f} |"
+        )
     return "\n".join(rows) + "\n"
 
 

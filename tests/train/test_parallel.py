@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,21 @@ from tests.train.parallel_runs import CASES, EXACT, HALF, RESUMED, SMALL, STEPS,
 ROOT = Path(__file__).parent.parent.parent
 
 
+pytestmark = pytest.mark.xdist_group("parallel")  # four processes are enough for two cores
+
+
 def free_ports(count: int) -> list[int]:
+    """Return free ports, below those that the system gives to clients, so that they stay free for minutes."""
+    found: list[int] = []
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for port in random.sample(range(20_000, 32_000), 12_000):
+            one = held.enter_context(socket.socket())
+            with suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise OSError(f"there are no {count} free ports")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +59,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for process in range(4)
     ]
     try:
-        said = [process.communicate(timeout=900)[0] for process in team]
+        said = [process.communicate(timeout=400)[0] for process in team]
     finally:
         for process in team:
             process.kill()
