@@ -117,6 +117,26 @@ def test_stop_strings_end_an_answer(client: openai.OpenAI) -> None:
     assert listed.message.content == stopped.message.content
 
 
+def test_a_bias_decides_and_penalties_change_the_answer(client: openai.OpenAI, engine: Engine) -> None:
+    token = engine.tokenizer.convert_tokens_to_ids("x")
+    wishes = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 4}
+    forced = client.chat.completions.create(**wishes, logit_bias={str(token): 100})
+    assert forced.choices[0].message.content == "xxxx"
+    plain = client.chat.completions.create(**wishes | {"max_tokens": 24})
+    spread = client.chat.completions.create(
+        **wishes | {"max_tokens": 24}, presence_penalty=2.0, extra_body={"repetition_penalty": 10.0}
+    )
+    assert spread.choices[0].message.content != plain.choices[0].message.content
+
+
+def test_usage_tells_what_was_in_the_prefix_cache(client: openai.OpenAI) -> None:
+    asked = [{"role": "user", "content": "the quick brown fox " * 12}]
+    for number in range(2):
+        answer = client.chat.completions.create(model="tiny", messages=asked, max_tokens=1)
+        cached = answer.usage.prompt_tokens_details.cached_tokens
+        assert (cached > 0) == (number == 1)
+
+
 def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(**ASK, max_tokens=3).choices[0].message
     history: list[Any] = [
@@ -191,6 +211,14 @@ def test_an_unknown_model_is_named(client: openai.OpenAI) -> None:
         ({"model": None}, "model", "required"),
         ({"model": 4}, "model", "string"),
         ({"top_k": -1}, "top_k", "greater than"),
+        ({"min_p": 1.1}, "min_p", "less than"),
+        ({"presence_penalty": True}, "presence_penalty", "number"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty", "greater than"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "greater than"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than"),
+        ({"logit_bias": {"five": 1}}, "logit_bias.five", "integer"),
+        ({"logit_bias": {"99999": 1}}, None, "logit_bias names the token 99999"),
+        ({"logit_bias": [5]}, "logit_bias", "dictionary"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(url: str, change: dict[str, Any], param: str | None, says: str) -> None:
@@ -211,9 +239,6 @@ def test_a_bad_value_is_refused_by_name(url: str, change: dict[str, Any], param:
         ("response_format", {"type": "json_object"}),
         ("logprobs", True),
         ("top_logprobs", 3),
-        ("logit_bias", {"5": 1}),
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", True),
         ("audio", {"voice": "x"}),
         ("modalities", ["text", "audio"]),
         ("prediction", {"type": "content", "content": "x"}),

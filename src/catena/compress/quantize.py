@@ -27,7 +27,9 @@ def quantize(ctx: Context, cfg: QuantizeConfig, *, model: ModelVersion) -> Model
     if model.form != "full":
         raise UsageError(
             f"only a full model can be quantized; this one is {model.form!r}",
-            hint="Quantize the model that it was made from.",
+            hint="Merge it first (train.merge)."
+            if model.form == "adapter"
+            else "Quantize the model that it was made from.",
         )
     from catena.models import checkpoint
     from catena.models.quant import quantize_

@@ -144,6 +144,11 @@ class Chat:
                 temperature=self._config.temperature if request.temperature is None else request.temperature,
                 top_k=request.top_k or 0,
                 top_p=1.0 if request.top_p is None else request.top_p,
+                min_p=request.min_p or 0.0,
+                presence_penalty=request.presence_penalty or 0.0,
+                frequency_penalty=request.frequency_penalty or 0.0,
+                repetition_penalty=request.repetition_penalty or 1.0,
+                logit_bias=request.logit_bias,
                 # Choices with one seed would all be the same answer.
                 seed=None if request.seed is None else request.seed + index,
                 stop=tuple(request.stop),
@@ -218,7 +223,7 @@ async def _stream(
 
 def _good(completion: Completion) -> Completion:
     """Pass on an answer that came to its own end; the others are the server's fault."""
-    if completion.finish_reason in ("error", "cancelled"):
+    if completion.finish_reason in ("error", "cancelled", "deadline"):
         raise CatenaError("the engine stopped before the answer was complete")
     return completion
 

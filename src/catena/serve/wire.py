@@ -19,17 +19,14 @@ MAX_STOPS = 4
 # Known to the schema, not to us: the values that ask for nothing, so that clients which send defaults are not refused.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
-    "logit_bias": ({},),
     "logprobs": (False,),
     "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
     "reasoning_effort": ("none",),
@@ -91,6 +88,13 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _by_token(value: Any) -> Any:
+    """Read the keys of a JSON object as token ids, where they all are."""
+    if isinstance(value, dict) and all(isinstance(key, str) and key.isdecimal() for key in value):
+        return {int(key): bias for key, bias in value.items()}
+    return value
+
+
 class ChatRequest(BaseModel):
     """The body of `POST /v1/chat/completions`."""
 
@@ -106,6 +110,15 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     """Not OpenAI's, but every open engine's; 0 is off."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Likewise."""
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    """Likewise; 1 is off."""
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_by_token)] = Field(
+        default_factory=dict
+    )
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed)] = Field(
         default_factory=list, max_length=MAX_STOPS
@@ -167,7 +180,7 @@ def _first(entries: list[Any]) -> Any:
 
 
 def _mistake(entry: Any) -> WireError:
-    path = [str(part) for part in entry["loc"] if part not in ("str", "list[TextPart]")]
+    path = [str(part) for part in entry["loc"] if part not in ("str", "list[TextPart]", "[key]")]
     name = ".".join(path)
     if entry["type"] == "extra_forbidden":
         known = [*ChatRequest.model_fields, *NEUTRAL] if len(path) == 1 else []
@@ -214,11 +227,17 @@ class Answer:
         return {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": usage(completions)}
 
 
-def usage(completions: list[Completion]) -> dict[str, int]:
-    """Count tokens: the prompt once, the answers of all choices."""
+def usage(completions: list[Completion]) -> dict[str, Any]:
+    """Count tokens: the prompt once, with what of it was in the prefix cache, and the answers of all choices."""
     prompt = completions[0].prompt_tokens if completions else 0
+    cached = completions[0].cached_tokens if completions else 0
     answered = sum(len(completion.token_ids) for completion in completions)
-    return {"prompt_tokens": prompt, "completion_tokens": answered, "total_tokens": prompt + answered}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answered,
+        "total_tokens": prompt + answered,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
 
 
 def error_body(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:

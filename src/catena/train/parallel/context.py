@@ -61,7 +61,7 @@ class SharedSequences:
             )
         if self.before not in DENSE:
             raise ConfigError(
-                f"context parallel has no {self.before} attention", hint="Set attention: sdpa, or context: 1."
+                f"context parallel has no {self.before} attention", hint="Use attention: dense, or context: 1."
             )
         self._positions: Tensor | None = None
         self._mask: Tensor | None = None
