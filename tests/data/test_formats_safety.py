@@ -94,7 +94,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "an empty file": ("a.txt", b"", "empty"),
     "blanks only": ("a.txt", b" \n\t ", "empty"),
     "NUL bytes": ("a.txt", b"text\0with", "binary"),
-    "bytes of no charset": ("a.txt", bytes(range(128, 256)) * 3, "binary"),
+    "bytes of no charset": ("a.txt", bytes(range(128, 256)) * 3, "undecodable"),
     "an encrypted PDF": ("a.pdf", sample_files.pdf(["x"], encrypt=True), "encrypted"),
     "a PDF cut short": ("a.pdf", PDF[:300], "damaged"),
     "a PDF that is none": ("a.pdf", b"hello", "damaged"),

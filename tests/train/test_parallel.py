@@ -59,7 +59,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for process in range(4)
     ]
     try:
-        said = [process.communicate(timeout=400)[0] for process in team]
+        said = [process.communicate(timeout=1500)[0] for process in team]
     finally:
         for process in team:
             process.kill()
