@@ -15,13 +15,14 @@ from pydantic import Field
 
 from catena.core.config import Config, describe, override, parse
 from catena.core.errors import ConfigError
+from catena.serve.config import ServeConfig
 
 FILE = "catena.yaml"
 PREFIX = "CATENA_"
 
 
-class ServeSettings(Config):
-    """Where `catena serve` listens."""
+class ServeSettings(ServeConfig):
+    """Where `catena serve` listens, and its bounds."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""

@@ -144,6 +144,48 @@ def test_serve_answers_until_it_is_told_to_end(workspace: Store, catena: Catena)
     assert collect_garbage(workspace).files >= 0
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of PEFT 0.21
+def test_serve_takes_adapters_names_of_hosts_and_options_of_the_engine(
+    workspace: Store, folder: Path, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from catena.models.checkpoint import load_model
+
+    base = load_model(folder)
+    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    stored = workspace.put_model(tmp_path)
+    workspace.index.add_artifact(stored)
+    workspace.index.add_name("lora", stored.digest)
+    options = ("--adapter", "french=lora", "--allow-host", "models.example", "--engine", "max_running=2")
+    with (
+        serving("--port", "0", *options, "--set", "serve.max_tokens=3") as (_, ready),
+        openai.OpenAI(base_url=ready["url"], api_key="none", max_retries=0) as client,
+    ):
+        assert [model.id for model in client.models.list()] == ["tiny", "tiny:french"]
+        named = client.with_options(default_headers={"host": "models.example"})
+        asked: Any = {"messages": [{"role": "user", "content": QUESTION}], "seed": 1}
+        answer = named.chat.completions.create(model="tiny:french", **asked)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens <= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--adapter", "french"), "has no name"),
+        (("--adapter", "french=nothing"), "nothing"),
+        (("--engine", "max_runing=2"), "Did you mean 'max_running'"),
+    ],
+)
+def test_serve_refuses_what_it_cannot_take(
+    workspace: Store, catena: Catena, arguments: tuple[str, ...], says: str
+) -> None:
+    result = catena("serve", "tiny", "--port", "0", *arguments)
+    assert result.code in (2, 3)
+    assert says in result.err
+
+
 def test_port_in_use_is_said_before_the_model_is_loaded(workspace: Store, catena: Catena) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -197,7 +197,7 @@ def test_logits_that_are_no_numbers_fail_one_request_and_spoil_no_other(
         ([], {}, "empty"),
         ([-1], {}, "no id"),
         ([10**9], {}, "no id"),
-        ("hi", {"max_tokens": 0}, "max_tokens"),
+        ("hi", {"max_tokens": -1}, "max_tokens"),
         ("hi", {"max_tokens": 1000}, "1000"),
         ("hi", {"temperature": -1.0}, "temperature"),
         ("hi", {"temperature": float("nan")}, "temperature"),
@@ -223,7 +223,7 @@ def test_messages_go_through_the_chat_template(engine_of: Callable[..., Engine],
     written = tokenizer.apply_chat_template(
         [{"role": turn.role, "content": turn.content} for turn in turns], add_generation_prompt=True, return_dict=False
     )
-    tokens = engine.prompter.tokens(turns)
+    tokens = engine.codec.tokens(turns)
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     assert tokenizer.decode(tokens, skip_special_tokens=False).count("<|end|>") == 3
     assert tokens.count(end) == 2, "an end token that a person types must stay text"

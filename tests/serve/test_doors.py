@@ -13,8 +13,8 @@ from starlette.types import Message, Scope
 
 from catena.infer.engine import Engine
 from catena.serve.app import build_app
+from catena.serve.config import ServeConfig
 from catena.serve.hosts import BOUND, LoopbackHosts, host_name
-from catena.serve.openai import ServeConfig
 from catena.serve.server import background
 
 from .test_openai import ASK, eventually, head, post
@@ -127,7 +127,7 @@ def test_a_body_that_does_not_arrive_is_408_and_frees_its_place(engine: Engine) 
         assert time.monotonic() - began < 10
         assert status == 408  # and the connection is closed: everything has been read
         assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
-        eventually(lambda: "catena_chat_requests_in_flight 0" in httpx.get(f"{url}/metrics").text)
+        eventually(lambda: 'catena_requests_in_flight{route="chat"} 0' in httpx.get(f"{url}/metrics").text)
 
 
 def test_dripping_does_not_make_the_time_longer(engine: Engine) -> None:

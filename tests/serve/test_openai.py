@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from catena.infer.engine import Engine
 from catena.serve.app import build_app
-from catena.serve.openai import ServeConfig
+from catena.serve.config import ServeConfig
 from catena.serve.server import background
 
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "你好, what does it do?"}]}
@@ -166,7 +167,7 @@ def test_defaults_that_clients_send_along_are_taken(client: openai.OpenAI) -> No
 
 
 def test_models_are_listed_and_shown(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert [model.id for model in client.models.list()] == ["tiny", "hermes"]
     assert client.models.retrieve("tiny").owned_by == "catena"
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.models.retrieve("tny")
@@ -195,15 +196,39 @@ def test_an_unknown_model_is_named(client: openai.OpenAI) -> None:
         ({"n": 0}, "n", "greater than"),
         ({"stop": ["a"] * 5}, "stop", "at most 4"),
         ({"stop": [""]}, "stop.0", "at least 1"),
-        ({"stop": 3}, "stop", "list"),
+        ({"stop": 3}, "stop", "string"),
         ({"seed": "x"}, "seed", "integer"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": None}, "messages", "required"),
         ({"messages": "hi"}, "messages", "list"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "assistant"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "assistant"),
+        ({"messages": [{"content": "x"}]}, "messages.0.role", "required"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id", "required"),
+        ({"messages": [{"role": "assistant"}]}, "messages", "content is required"),
+        ({"top_logprobs": 3}, "top_logprobs", "only allowed with logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "takes no tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type", "function"),
+        ({"tool_choice": "auto"}, "tool_choice", "only allowed with tools"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "what"}}}},
+            None,
+            "JSON schema",
+        ),
+        (
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            "response_format",
+            "only one",
+        ),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "exactly one"),
+        ({"structured_outputs": {"regex": "a["}}, None, "regular expression"),
+        ({"metadata": {"a": 3}}, "metadata.a", "string"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "string"),
-        ({"messages": [{"role": "user", "content": "x", "name": "Bo"}]}, "messages.0.name", "unknown"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Bo"}]}, "messages.0.name", "not supported"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type", "text"),
         ({"messages": [{"role": "user", "content": "long " * 300}]}, None, "the context is 256 tokens"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "only allowed with stream"),
@@ -233,26 +258,20 @@ def test_a_bad_value_is_refused_by_name(url: str, change: dict[str, Any], param:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "auto"),
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
-        ("logprobs", True),
-        ("top_logprobs", 3),
         ("audio", {"voice": "x"}),
         ("modalities", ["text", "audio"]),
         ("prediction", {"type": "content", "content": "x"}),
         ("reasoning_effort", "high"),
         ("service_tier", "flex"),
         ("store", True),
-        ("metadata", {"a": "b"}),
         ("verbosity", "low"),
         ("web_search_options", {}),
         ("moderation", {"model": "x"}),
         ("prompt_cache_options", {}),
     ],
 )
-def test_what_does_not_work_yet_is_refused_by_name(url: str, field: str, value: Any) -> None:
+def test_what_does_not_work_is_refused_by_name(url: str, field: str, value: Any) -> None:
     response = post(url, {**ASK, field: value})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == field
@@ -262,10 +281,10 @@ def test_what_does_not_work_yet_is_refused_by_name(url: str, field: str, value: 
 def test_every_field_of_the_clients_schema_is_known() -> None:
     from openai.types.chat import completion_create_params as schema
 
-    from catena.serve.wire import NEUTRAL, ChatRequest
+    from catena.serve.chat_wire import ChatRequest
 
     fields = set(schema.CompletionCreateParamsBase.__annotations__) | {"stream"}
-    assert fields <= set(NEUTRAL) | set(ChatRequest.model_fields)
+    assert fields <= set(ChatRequest.NEUTRAL) | set(ChatRequest.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +306,24 @@ def test_a_bad_body_is_refused(url: str, body: bytes, status: int, says: str) ->
     assert response.status_code == status
     assert says in response.json()["error"]["message"]
     assert "Traceback" not in response.text
+
+
+def test_a_body_of_a_hundred_megabytes_is_refused_before_it_comes(url: str) -> None:
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+        connection.sendall(head(parts.netloc, 100_000_000))
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413")
+
+
+def test_a_template_that_refuses_a_conversation_is_400_with_its_words(
+    engine_of: Callable[..., Engine], tokenizer: Any
+) -> None:
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with background(build_app({"tiny": engine_of(strict)})) as url:
+        response = post(url, ASK)
+    assert response.status_code == 400
+    assert "roles must alternate" in response.json()["error"]["message"]
 
 
 def test_a_long_body_in_pieces_is_refused_as_well(url: str) -> None:
@@ -321,7 +358,7 @@ def test_a_client_that_goes_away_frees_its_place(
         assert engine.stats()["cancelled_total"] == 1
         assert engine.stats()["generated_tokens_total"] < 200
         lines = httpx.get(f"{url}/metrics").text.splitlines()
-    assert 'catena_chat_requests_total{model="tiny",status="499"} 1' in lines
+    assert 'catena_requests_total{route="chat",model="tiny",status="499"} 1' in lines
 
 
 def test_a_client_that_goes_away_while_it_waits_frees_its_place(engine_of: Callable[..., Engine]) -> None:
@@ -422,11 +459,11 @@ def test_an_unexpected_error_is_500_without_its_details(
 
 def test_health_and_metrics(url: str, client: openai.OpenAI) -> None:
     client.chat.completions.create(**ASK, max_tokens=2)
-    assert httpx.get(f"{url}/health").json() == {"status": "ok", "models": {"tiny": True}}
+    assert httpx.get(f"{url}/health").json()["models"] == {"tiny": True, "hermes": True}
     lines = httpx.get(f"{url}/metrics").text.splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     assert float(values['catena_engine_generated_tokens_total{model="tiny"}']) > 0
-    assert float(values['catena_chat_requests_total{model="tiny",status="200"}']) > 0
+    assert float(values['catena_requests_total{route="chat",model="tiny",status="200"}']) > 0
     assert "# TYPE catena_engine_generated_tokens_total counter" in lines
     assert "# TYPE catena_engine_running gauge" in lines
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from catena.cli.session import Session, session_of
+from catena.core.errors import UsageError
 
 if TYPE_CHECKING:
     from catena.cli.chat import Answer
@@ -79,11 +82,21 @@ def serve(
     model: ModelRef,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one.  [default: 8000]")] = None,
+    adapters: Annotated[
+        list[str] | None, typer.Option("--adapter", metavar="NAME=MODEL", help="A LoRA beside it: MODEL:NAME answers.")
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--engine", metavar="A=C", help="Change how it runs: max_running=16.")
+    ] = None,
+    hosts: Annotated[
+        list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A further name that it answers to.")
+    ] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting: serve.port=9000.")
     ] = None,
 ) -> None:
-    """Serve a model behind the OpenAI API until Ctrl-C."""
+    """Serve a model behind the OpenAI API until Ctrl-C: chat, completions, embeddings, decisions, by what it is."""
+    from catena.core.config import override
     from catena.core.generate import GENERATORS
     from catena.core.types import ModelVersion
     from catena.serve.app import build_app
@@ -91,13 +104,39 @@ def serve(
 
     session = session_of(context)
     settings, name = session.settings(assignments or ()).serve, model.partition("@")[0]
+    settings = settings.model_copy(update={"hosts": (*settings.hosts, *(hosts or ()))})
     with session.open() as workspace, workspace.store.lock("gc", shared=True):
         version = workspace.store.resolve(model, ModelVersion)
+        beside = {key: workspace.store.resolve(ref, ModelVersion) for key, ref in _pairs(adapters or ())}
         # The port first: whether it is free is known at once, and loading a model takes its time.
         listener = listen(host or settings.host, settings.port if port is None else port)
-        with closing(listener), closing(GENERATORS.load("native")(workspace.store.checkout(version))) as generator:
-            app = build_app({name: generator}, fingerprints={name: version.digest})
-            serve_app(app, listener, on_ready=lambda url: _ready(session, name, version.digest, url))
+        opened = GENERATORS.load("auto")
+        with (
+            closing(listener),
+            closing(opened(workspace.store.checkout(version), **override({}, options or ()))) as generator,
+        ):
+            for key, adapter in beside.items():
+                _load_adapter(generator, key, workspace.store.checkout(adapter))
+            app = build_app({name: generator}, fingerprints={name: version.digest}, config=settings)
+            ready = partial(_ready, session, name, version.digest)
+            serve_app(app, listener, config=settings, on_ready=ready)
+
+
+def _pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield (name, model) of each `name=model`; raises `UsageError`."""
+    for text in texts:
+        name, sign, ref = text.partition("=")
+        if not (name and sign and ref):
+            raise UsageError(f"--adapter {text!r} has no name", hint="Write NAME=MODEL: --adapter french=french-lora.")
+        yield name, ref
+
+
+def _load_adapter(generator: Any, name: str, folder: Path) -> None:
+    if not hasattr(generator, "load_adapter"):
+        raise UsageError(
+            "this model takes no adapters beside it", hint="Merge the adapter (train.merge) and serve that."
+        )
+    generator.load_adapter(name, folder)
 
 
 def _ready(session: Session, name: str, digest: str, url: str) -> None:
@@ -109,7 +148,9 @@ def _ready(session: Session, name: str, digest: str, url: str) -> None:
 
 SERVE_EXAMPLES = """\
   catena serve python-helper@production
-  catena serve python-helper --host 0.0.0.0 --port 9000"""
+  catena serve python-helper --host 0.0.0.0 --port 9000
+  catena serve base --adapter french=french-lora --engine cache_format=int8
+  catena serve python-helper --allow-host models.example --set serve.max_connections=4000"""
 CHAT_EXAMPLES = """\
   catena chat python-helper@production 'What does json.loads do?'
   catena chat python-helper --url http://127.0.0.1:8000

@@ -6,7 +6,7 @@ sibling domain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -21,6 +21,8 @@ class Message:
 
     role: str
     content: str
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What else a chat template may ask for: `tool_calls`, `tool_call_id`, `name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class SamplingParams:
     """How to choose tokens. Temperature 0 is greedy."""
 
     max_tokens: int = 128
+    """0 generates nothing: the prompt is read, and its log-probabilities are told (`prompt_logprobs`)."""
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -50,6 +53,8 @@ class SamplingParams:
     """Report the log-probability of each token of the answer, and of so many of the likeliest; None: no report."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt."""
+    prompt_logprobs_from: int = 1
+    """The first token of the prompt that is told; what stands before it may come from the prefix cache."""
     grammar: Grammar | None = None
     """What the answer's text must look like."""
 
@@ -58,9 +63,11 @@ class SamplingParams:
 class Grammar:
     """A constraint on the text of an answer."""
 
-    kind: Literal["json_schema", "json", "regex", "choice"]
+    kind: Literal["json_schema", "json", "regex", "choice", "tools"]
     value: str = ""
-    """The schema as JSON text; the regular expression; the choices as a JSON list. Nothing for `json`."""
+    """The schema as JSON text; the regular expression; the choices as a JSON list; nothing for `json`. For `tools`
+    a JSON object: `tools` (each with `name` and `parameters`, a schema), `many` (more than one call), `free` (text
+    before, between and after calls, or no call at all), `begin` and `end` (what stands around a call)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,8 @@ class Request:
     """Name of the loaded adapter (LoRA) to answer with; empty: the model itself."""
     priority: int = 0
     """Higher is served first; equals in the order of their arrival."""
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    """Functions that the model may call, in OpenAI's form; for a prompt of messages, rendered by the template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +110,7 @@ class Completion:
     token_logprobs: tuple[TokenLogprob, ...] = ()
     """Of the answer's tokens, where `params.logprobs` asks for it."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
-    """Of the prompt's tokens after the first, where `params.prompt_logprobs` asks for it."""
+    """Of the prompt's tokens from `params.prompt_logprobs_from` on, where `params.prompt_logprobs` asks for it."""
     cached_tokens: int = 0
     """Tokens of the prompt whose keys and values were taken from the prefix cache."""
 
@@ -154,6 +163,94 @@ class StreamingGenerator(Protocol):
         ...
 
 
+class Codec(Protocol):
+    """Text to tokens and back, as a model sees them."""
+
+    ends: Collection[int]
+    """Tokens that end an answer."""
+    end: int | None
+    """The one of them that a conversation has."""
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether its chat template shows tools to the model."""
+        ...
+
+    def tokens(
+        self, prompt: str | Sequence[Message] | Sequence[int], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
+        """Return the token ids of a prompt, as the model would read it. Raises `UsageError`."""
+        ...
+
+    def continuation(self, text: str) -> list[int]:
+        """Return the token ids of a text that goes on after something: no token in front of it, no end."""
+        ...
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, control tokens left out. Raises `UsageError` for an id that is none."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """Return what each token stands for in UTF-8; a token may be a part of a character."""
+        ...
+
+
+@runtime_checkable
+class HasCodec(Protocol):
+    """A generator that tells how it reads text."""
+
+    codec: Codec
+
+
+@runtime_checkable
+class HasAdapters(Protocol):
+    """A generator that answers with adapters beside its model."""
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Names that `Request.adapter` may say."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A text as a vector."""
+
+    vector: tuple[float, ...]
+    tokens: int
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A model that turns texts into vectors."""
+
+    def embed(self, prompts: Sequence[str | Sequence[int]]) -> list[Embedding]:
+        """Return the vector of each text. Raises `UsageError` for one that is empty or longer than the context."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text's label, and the probability of every label."""
+
+    probabilities: Mapping[str, float]
+    tokens: int
+
+    @property
+    def label(self) -> str:
+        """The likeliest; of equals, the first."""
+        return max(self.probabilities, key=lambda label: self.probabilities[label])
+
+
+@runtime_checkable
+class Labeller(Protocol):
+    """A model that says which label a text has."""
+
+    def classify(self, texts: Sequence[str]) -> list[Labelled]:
+        """Return the labels of each text. Raises `UsageError` for one that is empty or longer than the context."""
+        ...
+
+
 class Scorer(Protocol):
     """Compares an answer with the reference; 1.0 is right, 0.0 is wrong."""
 
@@ -163,7 +260,16 @@ class Scorer(Protocol):
 
 
 # name -> "module:function"; the function takes (model folder or URL, **options) and returns a Generator.
-GENERATORS = Registry("generator", {"native": "catena.infer.engine:open_engine"})
+GENERATORS = Registry(
+    "generator",
+    {
+        "auto": "catena.infer.fitting:open_fitting",
+        "native": "catena.infer.engine:open_engine",
+        "seq2seq": "catena.infer.seq2seq:open_seq2seq",
+        "embed": "catena.infer.embed:open_embedder",
+        "classify": "catena.infer.labels:open_labeller",
+    },
+)
 SCORERS = Registry(
     "scorer",
     {

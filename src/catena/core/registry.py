@@ -71,6 +71,7 @@ EXTRA_OF: dict[str, str] = {
     "tokenizers": "train",
     "safetensors": "train",
     "peft": "train",
+    "llguidance": "infer",
     "numpy": "data",
     "cryptography": "data",
     "scipy": "data",

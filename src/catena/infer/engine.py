@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,8 @@ from catena.core.errors import EnvironmentProblem, UsageError
 from catena.core.generate import Completion, Delta, FinishReason, Request
 from catena.infer.blocks import BlockPool
 from catena.infer.capacity import EngineConfig, blocks_and_context, context_of, end_tokens
+from catena.infer.codec import ModelCodec
+from catena.infer.embed import EmbedsTexts
 from catena.infer.prompt import Prompter
 from catena.infer.runner import Output
 from catena.infer.sampler import INVALID, Choice, choose
@@ -38,7 +41,7 @@ from catena.infer.unpaged import runner_for
 logger = logging.getLogger(__name__)
 
 
-class Engine:
+class Engine(EmbedsTexts):
     """A `Generator` and a `StreamingGenerator` over one model in memory."""
 
     def __init__(self, model: Any, tokenizer: Any, config: EngineConfig | None = None, draft: Any = None) -> None:
@@ -59,8 +62,9 @@ class Engine:
             prefix_cache=config.prefix_cache and self.runner.paged,
         )
         self.drafter = open_drafter(config, self.runner, draft, blocks)
-        self.prompter = Prompter(tokenizer, context, rows, self.runner.adapters.key)
         self.ends = end_tokens(model, tokenizer)
+        self.codec = ModelCodec(tokenizer, rows, self.ends)
+        self.prompter = Prompter(tokenizer, context, self.codec, self.runner.adapters.key)
         self._numbers = itertools.count()
         self._counters = Counters()
         self._stepping = threading.Lock()
@@ -70,6 +74,7 @@ class Engine:
         self._cancelled: set[str] = set()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._guests = 0
         self._failure: BaseException | None = None
 
     # -- one step ----------------------------------------------------------------------------------------------------
@@ -258,6 +263,19 @@ class Engine:
                 self._cancelled.add(request_id)
                 self._wake.notify_all()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let no step run while the block does, so that it may use the model by itself."""
+        with self._wake:
+            self._guests += 1  # the thread would take the lock again before anybody else is awake
+        try:
+            with self._stepping:
+                yield
+        finally:
+            with self._wake:
+                self._guests -= 1
+                self._wake.notify_all()
+
     def load_adapter(self, name: str, folder: Path) -> None:
         """Let requests answer with a low-rank adapter, by name; while others are on their way.
 
@@ -340,7 +358,7 @@ class Engine:
     def _wait(self) -> bool:
         """Sleep until there is something to do; False once the engine is closed."""
         with self._wake:
-            while not (self._closed or self._inbox or self._cancelled or self._tickets):
+            while self._guests or not (self._closed or self._inbox or self._cancelled or self._tickets):
                 self._wake.wait()
             return not self._closed
 

@@ -30,7 +30,7 @@ class Output:
     logits: Tensor
     """`[rows, vocabulary]`: for each sampled chunk that of its last known token, then those of its guesses."""
     scored: tuple[tuple[Chunk, list[TokenLogprob]], ...]
-    """Of the prompt's tokens `start + 1 .. end` of each chunk, as far as they exist."""
+    """Of the prompt's tokens `start + 1 .. end` of each chunk, as far as they exist and are to be told."""
 
 
 class Runner:
@@ -39,6 +39,8 @@ class Runner:
     paged = True
 
     def __init__(self, model: Any) -> None:
+        self.own_attention = model.config._attn_implementation
+        """What the model was loaded with."""
         model.set_attn_implementation(ATTENTION)
         self.model = model.eval()
         self.device = next(model.parameters()).device
@@ -172,7 +174,8 @@ class Wanted:
             first = starts[id(chunk)] + chunk.count - 1
             keep += range(first, first + 1 + len(chunk.draft))
         for chunk in scored:
-            keep += range(starts[id(chunk)], starts[id(chunk)] + len(_targets(chunk)))
+            first = starts[id(chunk)] + _first_target(chunk) - 1 - chunk.start
+            keep += range(first, first + len(_targets(chunk)))
         return Wanted(sampled, scored, keep)
 
     def output(self, logits: Tensor) -> Output:
@@ -186,9 +189,13 @@ class Wanted:
 
 
 def _targets(chunk: Chunk) -> list[int]:
-    """Return the tokens of the prompt that the chunk's positions foretell."""
+    """Return the tokens of the prompt that the chunk's positions foretell, as far as they are to be told."""
     sequence = chunk.sequence
-    return sequence.tokens[chunk.start + 1 : min(chunk.end + 1, sequence.prompt_length)]
+    return sequence.tokens[_first_target(chunk) : min(chunk.end + 1, sequence.prompt_length)]
+
+
+def _first_target(chunk: Chunk) -> int:
+    return max(chunk.start + 1, chunk.sequence.params.prompt_logprobs_from)
 
 
 def is_decode(chunk: Chunk) -> bool:

@@ -197,10 +197,12 @@ class Scheduler:
 
     def _reuse(self, sequence: Sequence) -> None:
         """Let a sequence start behind what the pool holds of its tokens; the last one is computed in any case."""
-        if not self.prefix_cache or sequence.wants_prompt:
+        if not self.prefix_cache:
             return
         size = self.pool.block_size
         usable = sequence.tokens[:-1]
+        if sequence.wants_prompt:  # the token before the first that is told foretells it, and must be computed
+            usable = usable[: sequence.params.prompt_logprobs_from - 1]
         sequence.names += names_of(usable, size, sequence.names, sequence.adapter.encode())
         sequence.computed = size * self.pool.match(sequence.blocks, sequence.names[: len(usable) // size])
 

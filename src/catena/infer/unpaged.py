@@ -29,6 +29,7 @@ class UnpagedRunner:
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
+        self.own_attention = model.config._attn_implementation
         self.device = next(model.parameters()).device
         self.layout = _layout(model)
         self.adapters = AdapterBank(model)

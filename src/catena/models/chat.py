@@ -12,8 +12,12 @@ found by rendering the conversation up to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
 
 from catena.core.errors import DataError, UsageError
 from catena.core.generate import Message
@@ -21,6 +25,7 @@ from catena.models.tokenizer import CHAT_TEMPLATE, END, encode_texts
 
 Turn = Message | Mapping[str, str]
 ROLES = ("system", "user", "assistant")
+TOOLS = re.compile(r"\btools\b")
 
 
 class Encoded(NamedTuple):
@@ -56,20 +61,54 @@ def encode_conversations(tokenizer: Any, conversations: Sequence[Sequence[Turn]]
     return encoded
 
 
-def encode_prompt(tokenizer: Any, messages: Sequence[Turn]) -> list[int]:
-    """Return the ids of a conversation that the assistant is to go on with.
+def encode_prompt(tokenizer: Any, messages: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    """Return the ids of a conversation that the assistant is to go on with, and may call `tools` in.
 
-    Raises `UsageError` for no messages, an unknown role, or a tokenizer without a chat template.
+    Raises `UsageError` for no messages, an unknown role, or a tokenizer without a chat template, or whose template
+    takes no tools.
     """
     if not messages:
         raise UsageError("a conversation needs at least one message")
-    turns = [_pair(turn) for turn in messages]
     if tokenizer.chat_template is None:
         raise UsageError("this model's tokenizer has no chat template", hint="Give the prompt as text instead.")
+    with_tools = tools or any(isinstance(turn, Message) and (turn.extra or turn.role == "tool") for turn in messages)
+    if with_tools and not takes_tools(tokenizer):
+        raise UsageError("tools cannot be used: this model's chat template takes none", hint="Serve a model that does.")
+    if with_tools:
+        return _render_with_tools(tokenizer, messages, tools)
+    turns = [_pair(turn) for turn in messages]
     if tokenizer.chat_template != CHAT_TEMPLATE:
-        return _render(tokenizer, turns, prompt=True)
+        with _refusals():
+            return _render(tokenizer, turns, prompt=True)
     [encoded] = encode_conversations(tokenizer, [messages])
     return [*encoded.ids, tokenizer.convert_tokens_to_ids("<|assistant|>")]
+
+
+def takes_tools(tokenizer: Any) -> bool:
+    """Tell whether a tokenizer's chat template asks for tools."""
+    template = tokenizer.chat_template
+    return "tool_use" in template if isinstance(template, dict) else bool(TOOLS.search(template or ""))
+
+
+def _render_with_tools(tokenizer: Any, messages: Sequence[Turn], tools: Sequence[Mapping[str, Any]]) -> list[int]:
+    turns = [
+        {"role": turn.role, "content": turn.content, **turn.extra} if isinstance(turn, Message) else dict(turn)
+        for turn in messages
+    ]
+    with _refusals():
+        ids: list[int] = tokenizer.apply_chat_template(
+            turns, tools=[dict(tool) for tool in tools] or None, add_generation_prompt=True, return_dict=False
+        )
+    return ids
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Tell what a template says about a conversation that it does not take."""
+    try:
+        yield
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        raise UsageError(f"this model's chat template refuses the conversation: {error}") from error
 
 
 def _pair(turn: Turn) -> tuple[str, str]:

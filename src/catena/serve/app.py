@@ -1,17 +1,22 @@
 """The gateway: generators behind the OpenAI HTTP form. Every route on one page.
 
-POST /v1/chat/completions     serve/openai.py
+POST /v1/chat/completions     serve/chat.py            POST /v1/classify     serve/embeddings.py
+POST /v1/completions          serve/completions.py     POST /v1/decisions    serve/decisions.py
+POST /v1/responses            serve/responses.py       POST /tokenize, /detokenize    serve/tokens.py
+POST /v1/embeddings           serve/embeddings.py
 GET  /v1/models, /v1/models/{id}
 GET  /health                  200 while every engine lives, 503 otherwise
 GET  /metrics                 serve/metrics.py
+GET  /openapi.json            serve/openapi.py
 
-In front of all of them: serve/hosts.py.
+In front of all of them: serve/hosts.py, and at the socket serve/connections.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,13 +25,38 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from catena.core.errors import did_you_mean
 from catena.core.generate import StreamingGenerator
 from catena.serve import metrics
-from catena.serve.errors import http_exception, refuse, unexpected
+from catena.serve.chat import Chat
+from catena.serve.completions import Completions
+from catena.serve.config import ServeConfig
+from catena.serve.decisions import Decisions
+from catena.serve.embeddings import Classify, Embeddings
+from catena.serve.endpoint import Counters, Endpoint
+from catena.serve.errors import answer_to, http_exception, unexpected
 from catena.serve.hosts import LoopbackHosts
-from catena.serve.openai import Chat, ServeConfig
-from catena.serve.wire import model_body
+from catena.serve.models import Models
+from catena.serve.openapi import document
+from catena.serve.responses import Responses
+from catena.serve.tokens import Detokenize, Tokenize
+from catena.serve.wire import WireError
+
+ENDPOINTS: Mapping[str, type[Endpoint[Any]]] = {
+    "/v1/chat/completions": Chat,
+    "/v1/completions": Completions,
+    "/v1/responses": Responses,
+    "/v1/embeddings": Embeddings,
+    "/v1/classify": Classify,
+    "/v1/decisions": Decisions,
+    "/tokenize": Tokenize,
+    "/detokenize": Detokenize,
+}
+PAGES: Mapping[str, str] = {
+    "/v1/models": "All models.",
+    "/v1/models/{name}": "One model.",
+    "/health": "Whether every engine lives.",
+    "/metrics": "Counts and gauges, as Prometheus text.",
+}
 
 
 def build_app(
@@ -40,18 +70,18 @@ def build_app(
     `fingerprints` maps a name to its model's digest; the first 12 digits go into every answer.
     """
     settings = config or ServeConfig()
-    chat = Chat(models, fingerprints or {}, settings)
+    served, counters = Models(models, fingerprints or {}), Counters()
+    endpoints = {path: kind(served, settings, counters) for path, kind in ENDPOINTS.items()}
     created = int(time.time())
 
     async def list_models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model_body(name, created) for name in models]})
+        return JSONResponse({"object": "list", "data": [served.body(name, created) for name in served.names()]})
 
     async def show_model(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in models:
-            message = f"the model {name!r} does not exist. {did_you_mean(name, models)}"
-            return refuse(404, message, param="model", code="model_not_found")
-        return JSONResponse(model_body(name, created))
+        try:
+            return JSONResponse(served.body(request.path_params["name"], created))
+        except WireError as error:
+            return answer_to(error)
 
     async def health(request: Request) -> Response:
         alive = {name: bool(generator.stats().get("alive", 1)) for name, generator in models.items()}
@@ -60,15 +90,19 @@ def build_app(
         return JSONResponse({"status": status, "models": alive}, 200 if good else 503)
 
     async def show_metrics(request: Request) -> Response:
-        return PlainTextResponse(metrics.render(models, chat.counters), media_type=metrics.CONTENT_TYPE)
+        return PlainTextResponse(metrics.render(models, counters), media_type=metrics.CONTENT_TYPE)
+
+    async def show_document(request: Request) -> Response:
+        return JSONResponse(document(endpoints, PAGES, served.names()))
 
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", chat, methods=["POST"]),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", show_model),
             Route("/health", health),
             Route("/metrics", show_metrics),
+            Route("/openapi.json", show_document),
         ],
         middleware=[Middleware(LoopbackHosts, names=settings.hosts)],
         exception_handlers={HTTPException: http_exception, Exception: unexpected},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from catena.core.generate import StreamingGenerator
-from catena.serve.openai import Counters
+from catena.serve.endpoint import Counters
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Labels = Mapping[str, str]
@@ -17,11 +17,11 @@ def render(models: Mapping[str, StreamingGenerator], counters: Counters) -> str:
     for model, generator in models.items():
         for name, value in generator.stats().items():
             series.setdefault(f"catena_engine_{name}", []).append(({"model": model}, value))
-    answered = [
-        ({"model": model, "status": str(status)}, count) for (model, status), count in counters.answered.items()
+    series["catena_requests_total"] = [
+        ({"route": route, "model": model, "status": str(status)}, count)
+        for (route, model, status), count in counters.answered.items()
     ]
-    series["catena_chat_requests_total"] = list(answered)
-    series["catena_chat_requests_in_flight"] = [({}, counters.in_flight)]
+    series["catena_requests_in_flight"] = [({"route": route}, count) for route, count in counters.in_flight.items()]
     return "".join(_family(name, samples) for name, samples in sorted(series.items()))
 
 

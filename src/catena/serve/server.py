@@ -22,9 +22,13 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from catena.core.errors import EnvironmentProblem, NotWritable, PortInUse, UsageError
+from catena.serve.config import ServeConfig
+from catena.serve.connections import allow_files, bounded
 from catena.serve.hosts import BOUND
 
 GRACE_S = 30
+OWN_FILES = 256
+"""Files that are open besides connections."""
 BACKLOG = 2048
 START_S = 30.0
 
@@ -73,6 +77,7 @@ def serve(
     app: ASGIApp,
     listener: socket.socket,
     *,
+    config: ServeConfig | None = None,
     on_ready: Callable[[str], None] | None = None,
     grace_seconds: int = GRACE_S,
 ) -> None:
@@ -80,7 +85,7 @@ def serve(
 
     A second SIGINT ends at once. `on_ready` gets the URL when requests are taken. Call it from the main thread.
     """
-    server = _Server(_config(app, listener, grace_seconds), listener, on_ready)
+    server = _Server(_config(app, listener, grace_seconds, config), listener, on_ready)
     signals = (signal.SIGTERM, signal.SIGINT)
     previous = [signal.signal(one, server.handle_exit) for one in signals]
     try:
@@ -92,12 +97,19 @@ def serve(
 
 
 @contextmanager
-def background(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, grace_seconds: int = 5) -> Iterator[str]:
+def background(
+    app: ASGIApp,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    config: ServeConfig | None = None,
+    grace_seconds: int = 5,
+) -> Iterator[str]:
     """Serve from a thread while the block runs; gives the URL."""
     listener = listen(host, port)
     ready = threading.Event()
     failure: list[BaseException] = []
-    server = _Server(_config(app, listener, grace_seconds), listener, lambda url: ready.set())
+    server = _Server(_config(app, listener, grace_seconds, config), listener, lambda url: ready.set())
 
     def run() -> None:
         try:
@@ -119,7 +131,9 @@ def background(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, grace_se
         listener.close()
 
 
-def _config(app: ASGIApp, listener: socket.socket, grace_seconds: int) -> uvicorn.Config:
+def _config(app: ASGIApp, listener: socket.socket, grace_seconds: int, config: ServeConfig | None) -> uvicorn.Config:
+    bounds = config or ServeConfig()
+    allow_files(bounds.max_connections + OWN_FILES)
     bound = listener.getsockname()[0]
 
     async def told(scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,7 +143,7 @@ def _config(app: ASGIApp, listener: socket.socket, grace_seconds: int) -> uvicor
     return uvicorn.Config(
         told,
         loop="asyncio",
-        http="httptools",
+        http=bounded(bounds),
         ws="none",
         lifespan="off",
         log_config=None,  # logging is set up at entry points, never by a library

@@ -14,6 +14,7 @@ HEADERS = [
 DONE = b"data: [DONE]\n\n"
 
 
-def event(value: Any) -> bytes:
-    """Return one event; JSON has no raw line end, so one `data:` line is enough."""
-    return b"data: " + orjson.dumps(value) + b"\n\n"
+def event(value: Any, name: str = "") -> bytes:
+    """Return one event, with a name where it has one; JSON has no raw line end, so one `data:` line is enough."""
+    head = b"event: " + name.encode() + b"\n" if name else b""
+    return head + b"data: " + orjson.dumps(value) + b"\n\n"
