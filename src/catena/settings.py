@@ -15,6 +15,7 @@ from pydantic import Field
 
 from catena.core.config import Config, describe, override, parse
 from catena.core.errors import ConfigError
+from catena.govern.config import GovernConfig
 from catena.serve.config import ServeConfig
 
 FILE = "catena.yaml"
@@ -50,6 +51,7 @@ class Settings(Config):
     """fsspec URL of the files for new workspaces; empty: a folder inside the workspace."""
     serve: ServeSettings = ServeSettings()
     track: TrackSettings = TrackSettings()
+    govern: GovernConfig = GovernConfig()
 
 
 def load_settings(

@@ -20,6 +20,7 @@ from catena.cli import (
     data,
     erase,
     history,
+    keys,
     model,
     plan_training,
     recipe,
@@ -55,6 +56,16 @@ for commands in (data, commit, erase):
     for name, command, example in commands.COMMANDS:
         data_app.command(name, epilog=f"\b\nExamples:\n{example}")(command)
 app.add_typer(data_app)
+for noun, help_, group in (("keys", "Who may use a server that runs with --auth.", keys.COMMANDS),):
+    noun_app = typer.Typer(
+        name=noun,
+        help=help_,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+    for name, command, example in group:
+        noun_app.command(name, epilog=f"\b\nExamples:\n{example}")(command)
+    app.add_typer(noun_app)
 
 
 def print_version(context: typer.Context, wanted: bool) -> None:

@@ -91,6 +91,7 @@ def serve(
     hosts: Annotated[
         list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A further name that it answers to.")
     ] = None,
+    auth: Annotated[bool, typer.Option("--auth", help="Ask for an API key: catena keys create.")] = False,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting: serve.port=9000.")
     ] = None,
@@ -100,24 +101,30 @@ def serve(
     from catena.core.generate import GENERATORS
     from catena.core.types import ModelVersion
     from catena.serve.app import build_app
+    from catena.serve.governed import governed, require_auth_beyond
     from catena.serve.server import listen, serve as serve_app
 
     session = session_of(context)
-    settings, name = session.settings(assignments or ()).serve, model.partition("@")[0]
+    switched = [f"govern.{name}.on=true" for name, on in (("auth", auth),) if on]
+    everything, name = session.settings((*(assignments or ()), *switched)), model.partition("@")[0]
+    settings, rules = everything.serve, everything.govern
     settings = settings.model_copy(update={"hosts": (*settings.hosts, *(hosts or ()))})
     with session.open() as workspace, workspace.store.lock("gc", shared=True):
         version = workspace.store.resolve(model, ModelVersion)
         beside = {key: workspace.store.resolve(ref, ModelVersion) for key, ref in _pairs(adapters or ())}
         # The port first: whether it is free is known at once, and loading a model takes its time.
         listener = listen(host or settings.host, settings.port if port is None else port)
+        require_auth_beyond(listener, rules)
         opened = GENERATORS.load("auto")
         with (
             closing(listener),
+            governed(workspace.store, rules, settings) as middleware,
             closing(opened(workspace.store.checkout(version), **override({}, options or ()))) as generator,
         ):
             for key, adapter in beside.items():
                 _load_adapter(generator, key, workspace.store.checkout(adapter))
-            app = build_app({name: generator}, fingerprints={name: version.digest}, config=settings)
+            models, prints = {name: generator}, {name: version.digest}
+            app = build_app(models, fingerprints=prints, config=settings, middleware=middleware)
             ready = partial(_ready, session, name, version.digest)
             serve_app(app, listener, config=settings, on_ready=ready)
 
@@ -148,7 +155,7 @@ def _ready(session: Session, name: str, digest: str, url: str) -> None:
 
 SERVE_EXAMPLES = """\
   catena serve python-helper@production
-  catena serve python-helper --host 0.0.0.0 --port 9000
+  catena serve python-helper --host 0.0.0.0 --port 9000 --auth
   catena serve base --adapter french=french-lora --engine cache_format=int8
   catena serve python-helper --allow-host models.example --set serve.max_connections=4000"""
 CHAT_EXAMPLES = """\

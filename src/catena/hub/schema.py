@@ -8,6 +8,7 @@ run_inputs  which artifacts each run was given: the edges of lineage, in a form 
 commits     one row for each commit of a dataset's name; `body` is its JSON, and its SHA-256 the key
 branch_moves  every move of every branch, in order: the last one counts
 erased      rows that must not come back: id, and the keyed hash of their data
+api_keys    one row for each key of the server; `body` is its JSON with the hash, never the secret
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sqlalchemy import (
 
 from catena.core.errors import WorkspaceTooNew
 
-HEAD = "0002"
+HEAD = "0003"
 
 metadata = MetaData()
 
@@ -106,6 +107,13 @@ erased = Table(
     Column("row", String(200), primary_key=True),
     Column("mark", String(64), primary_key=True),
     Column("erasure", String(40), nullable=False, index=True),
+)
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("created", DateTime(timezone=True), nullable=False),
+    Column("body", Text, nullable=False),
 )
 
 

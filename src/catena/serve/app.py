@@ -9,13 +9,13 @@ GET  /health                  200 while every engine lives, 503 otherwise
 GET  /metrics                 serve/metrics.py
 GET  /openapi.json            serve/openapi.py
 
-In front of all of them: serve/hosts.py, and at the socket serve/connections.py.
+In front of all of them: serve/hosts.py, what serve/governed.py switches on, and at the socket serve/connections.py.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -35,9 +35,11 @@ from catena.serve.embeddings import Classify, Embeddings
 from catena.serve.endpoint import Counters, Endpoint
 from catena.serve.errors import answer_to, http_exception, unexpected
 from catena.serve.hosts import LoopbackHosts
+from catena.serve.middleware.exchange import principal_of
 from catena.serve.models import Models
 from catena.serve.openapi import document
 from catena.serve.responses import Responses
+from catena.serve.rules import require_rules
 from catena.serve.tokens import Detokenize, Tokenize
 from catena.serve.wire import WireError
 
@@ -64,10 +66,12 @@ def build_app(
     *,
     fingerprints: Mapping[str, str] | None = None,
     config: ServeConfig | None = None,
+    middleware: Sequence[Middleware] = (),
 ) -> Starlette:
     """Return the ASGI application over `models` (name to generator), which the caller opens and closes.
 
-    `fingerprints` maps a name to its model's digest; the first 12 digits go into every answer.
+    `fingerprints` maps a name to its model's digest; the first 12 digits go into every answer. `middleware` stands
+    before the routes, outermost first (see `serve/governed.py`).
     """
     settings = config or ServeConfig()
     served, counters = Models(models, fingerprints or {}), Counters()
@@ -75,7 +79,9 @@ def build_app(
     created = int(time.time())
 
     async def list_models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [served.body(name, created) for name in served.names()]})
+        asker = principal_of(request.scope)
+        names = [name for name in served.names() if asker is None or asker.may_use(name)]
+        return JSONResponse({"object": "list", "data": [served.body(name, created) for name in names]})
 
     async def show_model(request: Request) -> Response:
         try:
@@ -95,15 +101,17 @@ def build_app(
     async def show_document(request: Request) -> Response:
         return JSONResponse(document(endpoints, PAGES, served.names()))
 
+    routes = [
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
+        Route("/v1/models", list_models),
+        Route("/v1/models/{name:path}", show_model),
+        Route("/health", health),
+        Route("/metrics", show_metrics),
+        Route("/openapi.json", show_document),
+    ]
+    require_rules(routes)
     return Starlette(
-        routes=[
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
-            Route("/v1/models", list_models),
-            Route("/v1/models/{name:path}", show_model),
-            Route("/health", health),
-            Route("/metrics", show_metrics),
-            Route("/openapi.json", show_document),
-        ],
-        middleware=[Middleware(LoopbackHosts, names=settings.hosts)],
+        routes=routes,
+        middleware=[Middleware(LoopbackHosts, names=settings.hosts), *middleware],
         exception_handlers={HTTPException: http_exception, Exception: unexpected},
     )

@@ -1,0 +1,49 @@
+"""Governance of a server, put together from the settings: what `build_app` gets as its middlewares.
+
+with governed(store, settings.govern, settings.serve) as middleware:
+    serve(build_app(models, middleware=middleware), listener)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from socket import socket
+
+from starlette.middleware import Middleware
+
+from catena.core.errors import UsageError
+from catena.govern.access import Access
+from catena.govern.config import GovernConfig
+from catena.govern.crypto import open_signer
+from catena.govern.keys import Keys
+from catena.govern.tokens import Tokens
+from catena.hub.store import Store
+from catena.serve.config import ServeConfig
+from catena.serve.hosts import is_loopback
+from catena.serve.middleware.auth import Auth
+
+
+@contextmanager
+def governed(store: Store, config: GovernConfig, serve: ServeConfig) -> Iterator[list[Middleware]]:
+    """Open what the settings switch on, in a workspace; closed when the block ends."""
+    with ExitStack() as stack:
+        made: list[Middleware] = []
+        if config.auth.on:
+            tokens = Tokens(config.auth.jwt) if config.auth.jwt.issuer else None
+            access = Access(Keys(store.index).all, store.root, open_signer(store.root), config.auth, tokens).open()
+            stack.callback(access.close)
+            made.append(Middleware(Auth, access=access, config=serve))
+        yield made
+
+
+def require_auth_beyond(listener: socket, config: GovernConfig) -> None:
+    """Close the listener and raise `UsageError` where anybody on the network could ask without a key."""
+    address = listener.getsockname()[0]
+    if config.auth.on or config.allow_open or is_loopback(address):
+        return
+    listener.close()
+    raise UsageError(
+        f"a server on {address} without --auth would answer anybody who reaches it",
+        hint="Use --auth (and catena keys create), listen on 127.0.0.1, or say --set govern.allow_open=true.",
+    )
