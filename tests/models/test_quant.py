@@ -37,7 +37,7 @@ def test_layer_with_bias_equals_its_dense_form() -> None:
 
 
 def test_other_schemes_are_refused() -> None:
-    settings = quant.int8_settings()
+    settings = quant.settings_for("int8")
     assert quant.scheme_of(settings) == "int8"
     settings["config_groups"]["group_0"]["weights"]["num_bits"] = 4
     with pytest.raises(DataError, match="does not run"):

@@ -183,9 +183,9 @@ def target_layers(model: Any, targets: Iterable[str] = ()) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
     from catena.models.nf4 import NF4Linear
-    from catena.models.quant import Int8Linear
+    from catena.models.packed import PackedLinear
 
-    kinds = (nn.Linear, Conv1D, Int8Linear, NF4Linear)
+    kinds = (nn.Linear, Conv1D, PackedLinear, NF4Linear)
     layers = [name for name, layer in _inner_layers(model) if isinstance(layer, kinds)]
     known = {name.rpartition(".")[2] for name in layers}
     for target in targets:
@@ -206,7 +206,7 @@ def _settings(model: Any, config: AdapterConfig, targets: list[str]) -> Any:
     from transformers.pytorch_utils import Conv1D
 
     from catena.models.nf4 import NF4Linear
-    from catena.models.quant import Int8Linear
+    from catena.models.packed import PackedLinear
 
     peft = require("peft")
     common = {"task_type": task_of(model), "modules_to_save": trained_in_full(model) or None}
@@ -228,7 +228,7 @@ def _settings(model: Any, config: AdapterConfig, targets: list[str]) -> Any:
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.modules()),
     )
     linear = peft.tuners.lora.Linear
-    settings._register_custom_module({Int8Linear: linear, NF4Linear: linear})
+    settings._register_custom_module({PackedLinear: linear, NF4Linear: linear})
     return settings
 
 

@@ -28,16 +28,18 @@ from catena.models.heads import CLASSES, Head, context_of, head_of, labels_of, l
 from catena.models.tokenizer import load_tokenizer, save_tokenizer
 from catena.models.virtual_tokens import prompt_kind
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "F8_E4M3": "float8"}
+PACKED = {"I32": (8, "int4"), "U8": (2, "float4")}
+"""How many numbers a `weight_packed` has in each of its own, and what they are called."""
 # What stands beside weights that are quantized, and buffers that older releases of `transformers` wrote.
 NOT_PARAMETERS = (
-    *(".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx"),
+    *(".weight_scale", ".weight_global_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx"),
     *(".position_ids", ".attn.bias", ".attn.masked_bias", "final_logits_bias"),
 )
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model (with int8 layers or without) and its tokenizer into `folder`, made if absent."""
+    """Write a model (with packed layers or without) and its tokenizer into `folder`, made if absent."""
     folder.mkdir(parents=True, exist_ok=True)
     generation = getattr(model, "generation_config", None)
     if generation is not None:  # classifiers and encoders do not generate
@@ -51,13 +53,12 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _save_quantized(model: Any, folder: Path) -> None:
-    names = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
     tensors = quant.stored_tensors(model)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads(model.config.to_json_string(use_diff=False))
     halved = any(tensor.dtype == torch.float16 for tensor in tensors.values())
     config["dtype"] = "float16" if halved else config.get("dtype")
-    config["quantization_config"] = quant.int8_settings(names)
+    config["quantization_config"] = quant.settings_of(model)
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     model.generation_config.save_pretrained(folder)
@@ -73,7 +74,7 @@ def load(
     seed: int = 0,
     adapted: bool = False,
 ) -> tuple[Any, Any]:
-    """Load (model, tokenizer) from a folder, dense or int8, ready for inference: with its own head, or a new one.
+    """Load (model, tokenizer) from a folder, dense or quantized, ready for inference: with its own head, or a new one.
 
     A new `head` gets weights that `seed` decides, and a classifier its `labels`. Raises `NotFound` or `DataError` for a
     folder that lacks something, is damaged, or whose tokenizer has more tokens than the model.
@@ -198,7 +199,8 @@ def describe(folder: Path) -> dict[str, Any]:
     counts: dict[str, int] = {}
     for name, dtype, size in _tensors(folder):
         if not name.endswith(NOT_PARAMETERS):
-            counts[dtype] = counts.get(dtype, 0) + size
+            times, kind = PACKED.get(dtype, (1, dtype)) if name.endswith(".weight_packed") else (1, dtype)
+            counts[kind] = counts.get(kind, 0) + size * times
     most = max(counts, key=lambda key: counts[key], default="")
     quantization = settings.get("quantization_config")
     return {

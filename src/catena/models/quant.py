@@ -1,122 +1,128 @@
-"""Number formats of linear layers: 8-bit weights. Compression makes them, checkpoints carry them, the engine runs them.
+"""Number formats of linear layers. Compression makes them, checkpoints carry them, the engine runs them.
 
-Weight-only int8, symmetric, one scale for each output channel, rounded to nearest:
-
-    scale[n] = max|weight[n]| / 127        weight[n, k] ~ int8[n, k] * scale[n]
-
-On disk this is the layout `int-quantized` of compressed-tensors (`weight` int8 [out, in], `weight_scale` float32
-[out, 1], `input_activations: null`), which `transformers` reads with that package installed. The format covers linear
-layers only. Embeddings, norms and the output head stay as they are, except that float32 is stored as float16: their
-values lie far inside its range, and its 11 bits cost less accuracy than the 8 of bfloat16. They are computed with in
-the number format that the model is loaded in.
+On disk all are layouts of compressed-tensors, which `transformers` reads with that package installed, and vLLM, SGLang
+and others by themselves. They cover linear layers only. Embeddings, norms and the output head stay as they are, except
+that float32 is stored as float16: their values lie far inside its range, and its 11 bits cost less accuracy than the 8
+of bfloat16. They are computed with in the number format that the model is loaded in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from catena.core.errors import DataError
+from catena.core.errors import DataError, UsageError, did_you_mean
+from catena.models.packed import PackedLinear, finite, frozen_product, matches, weight_args
+from catena.models.quant_float import FP4_GROUP, DynamicFP8Linear, FP4Linear, FP8Linear
+from catena.models.quant_int import DynamicInt8Linear, Int4Linear, Int8Linear, group_scale, quantize_weight, round_int4
+
+__all__ = ["FP4Linear", "FP8Linear", "Int4Linear", "Int8Linear", "PackedLinear", "frozen_product", "quantize_weight"]
 
 IGNORED = ("lm_head",)
-LEVELS = 127
 INT8_SCHEME = "int8"
+GROUP_SIZE = 128
+"""Of int4: what the other engines have kernels for."""
 
 
-class Int8Linear(nn.Module):
-    """A linear layer that keeps its weight as int8 and multiplies in the number format of its input."""
+@dataclass(frozen=True)
+class Scheme:
+    """A number format: its layer, its layout on disk, and how a config describes it."""
 
-    weight: Tensor
-    weight_scale: Tensor
-    bias: Tensor | None
+    layer: type[PackedLinear]
+    layout: str
+    weights: Mapping[str, Any]
+    activations: Mapping[str, Any] | None = None
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
-        self.register_buffer("weight_scale", torch.ones(out_features, 1))
-        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+    def empty(self, linear: nn.Linear, group_size: int) -> PackedLinear:
+        """Return a layer of this format without values."""
+        size, bias = (linear.in_features, linear.out_features), linear.bias is not None
+        return Int4Linear(*size, group_size, bias=bias) if self.layer is Int4Linear else self.layer(*size, bias=bias)
 
-    @classmethod
-    def from_linear(cls, linear: nn.Linear) -> Int8Linear:
-        """Quantize a layer."""
-        layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
-        layer.weight, layer.weight_scale = quantize_weight(linear.weight.detach())
-        if linear.bias is not None:
-            layer.bias = linear.bias.detach().clone()
-        return layer
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map [..., in] to [..., out]."""
-        if torch.is_grad_enabled() and inputs.requires_grad:
-            outputs = frozen_product(inputs, self)
-            return outputs if self.bias is None else outputs + self.bias.to(outputs.dtype)
-        # The scale is applied to the outputs: there are fewer of them than weights. `torch._weight_int8pack_mm` would
-        # save the conversion and is 5 to 60 times slower here (AVX2, 1 to 128 rows).
-        outputs = functional.linear(inputs, self.weight.to(inputs.dtype)) * self.weight_scale.to(inputs.dtype)[:, 0]
-        return outputs if self.bias is None else outputs + self.bias.to(inputs.dtype)
-
-    def dense_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the weight [out, in] that the int8 numbers stand for."""
-        return (self.weight.float() * self.weight_scale.float()).to(dtype)
-
-    def extra_repr(self) -> str:
-        """Say the shape."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+    def rounded(self, linear: nn.Linear, group_size: int) -> PackedLinear:
+        """Return a layer's nearest one in this format."""
+        if self.layer is Int4Linear:
+            weight = finite(linear.weight)
+            scale = group_scale(weight, group_size)
+            return Int4Linear.of(round_int4(weight, scale), scale, linear)
+        make: Callable[[nn.Linear], PackedLinear] = getattr(self.layer, "from_linear")  # noqa: B009
+        return make(linear)
 
 
-class _FrozenProduct(torch.autograd.Function):
-    """A product with a packed weight. Autograd would keep the unpacked one of every layer until the backward pass; this
-    keeps none and unpacks it again there."""
+_ROWS = {"strategy": "token", "dynamic": True, "observer": None}
+_SHORT = {"scale_dtype": "torch.float8_e4m3fn", "zp_dtype": "torch.float8_e4m3fn"}
+SCHEMES: dict[str, Scheme] = {
+    INT8_SCHEME: Scheme(Int8Linear, "int-quantized", weight_args(8, "int", "channel")),
+    "w8a8": Scheme(
+        DynamicInt8Linear,
+        "int-quantized",
+        weight_args(8, "int", "channel"),
+        {**weight_args(8, "int", "token"), **_ROWS},
+    ),
+    "int4": Scheme(Int4Linear, "pack-quantized", weight_args(4, "int", "group", GROUP_SIZE)),
+    "fp8": Scheme(FP8Linear, "float-quantized", weight_args(8, "float", "channel")),
+    "fp8-dynamic": Scheme(
+        DynamicFP8Linear,
+        "float-quantized",
+        weight_args(8, "float", "channel"),
+        {**weight_args(8, "float", "token"), **_ROWS},
+    ),
+    "nvfp4": Scheme(FP4Linear, "nvfp4-pack-quantized", weight_args(4, "float", "tensor_group", FP4_GROUP, **_SHORT)),
+}
 
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, layer: Any) -> Tensor:
-        ctx.layer = layer
-        return functional.linear(inputs, layer.dense_weight(inputs.dtype))
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.layer.dense_weight(gradient.dtype), None
+def linears(model: nn.Module, ignored: Iterable[str] = IGNORED) -> dict[str, nn.Linear]:
+    """Return the dense linear layers by name, without ignored ones: whole names, or `re:` and a pattern."""
+    ignored = tuple(ignored)
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    return {name: layer for name, layer in found.items() if not _among(name, ignored)}
 
 
-def frozen_product(inputs: Tensor, layer: nn.Module) -> Tensor:
-    """Return inputs [..., in] times the transposed `layer.dense_weight` [out, in]; only the inputs get a gradient."""
-    kind = inputs.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
-    outputs: Tensor = _FrozenProduct.apply(inputs.to(dtype), layer)  # type: ignore[no-untyped-call]
-    return outputs
+def _among(name: str, patterns: Iterable[str]) -> bool:
+    return any(name == one or (one.startswith("re:") and re.match(one[3:], name)) for one in patterns)
 
 
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a weight [out, in] to int8 with a float32 scale [out, 1] for each output channel.
+def check_shapes(layers: Mapping[str, nn.Linear], scheme: str, group_size: int = GROUP_SIZE) -> None:
+    """Raise `UsageError` for an unknown scheme, or where a layer's inputs cannot be cut into its groups."""
+    if scheme not in SCHEMES:
+        raise UsageError(f"there is no number format {scheme!r}", hint=did_you_mean(scheme, SCHEMES))
+    size = {"int4": group_size, "nvfp4": FP4_GROUP}.get(scheme, 1)
+    if scheme == "int4" and (size < 8 or size % 8):
+        raise UsageError(f"a group of {size} numbers cannot be packed", hint="Groups are multiples of 8: 128, 64, 32.")
+    for name, layer in layers.items():
+        if layer.in_features % size:
+            fitting = [one for one in (128, 64, 32, 16, 8) if all(not x.in_features % one for x in layers.values())]
+            hint = f"These sizes divide every layer: {', '.join(map(str, fitting))}." if fitting else ""
+            raise UsageError(
+                f"{name} has {layer.in_features} inputs, which groups of {size} do not divide",
+                hint=hint if scheme == "int4" else "Ignore this layer, or take another number format.",
+            )
 
-    Raises `DataError` where the weight has values that are not finite.
+
+def quantize_(
+    model: nn.Module, ignore: Iterable[str] = IGNORED, scheme: str = INT8_SCHEME, group_size: int = GROUP_SIZE
+) -> list[str]:
+    """Replace, in place, every linear layer by its nearest in a number format; returns their names.
+
+    Raises `UsageError` where a group does not divide a layer and `DataError` for values that are not finite.
     """
-    values = weight.float()
-    if not torch.isfinite(values).all():
-        raise DataError("the model's weights hold values that are not finite", hint="Its training went wrong.")
-    scale = values.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * LEVELS) / LEVELS
-    return (values / scale).round().clamp(-LEVELS, LEVELS).to(torch.int8), scale
-
-
-def quantize_(model: nn.Module, ignore: Iterable[str] = IGNORED) -> list[str]:
-    """Replace, in place, every linear layer by an `Int8Linear`; returns their names. `ignore` holds whole names."""
-    kept = set(ignore)
-    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    names = [name for name, _ in found if name not in kept]
-    for name, layer in found:
-        if name not in kept:
-            model.set_submodule(name, Int8Linear.from_linear(layer))
-    return names
+    found = linears(model, ignore)
+    check_shapes(found, scheme, group_size)
+    for name, layer in found.items():
+        model.set_submodule(name, SCHEMES[scheme].rounded(layer, group_size))
+    return list(found)
 
 
 def dequantize_(model: nn.Module, dtype: torch.dtype = torch.float32) -> list[str]:
-    """Replace, in place, every `Int8Linear` by the dense layer it stands for: more memory, less work for each call."""
-    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Int8Linear)]
+    """Replace, in place, every packed layer by the dense layer it stands for: more memory, less work for each call.
+
+    A format that rounds the layer's inputs too (W8A8) rounds them no more.
+    """
+    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLinear)]
     for name, layer in found:
         dense = nn.Linear(
             layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta", dtype=dtype
@@ -128,66 +134,71 @@ def dequantize_(model: nn.Module, dtype: torch.dtype = torch.float32) -> list[st
     return [name for name, _ in found]
 
 
+def prepack_(model: nn.Module, dtype: torch.dtype) -> list[str]:
+    """Lay out every packed layer for many products (`PackedLinear.prepack_`); returns those that no kernel reads."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLinear)]
+    return [name for name, layer in layers if not layer.prepack_(dtype)]
+
+
 def is_quantized(model: nn.Module) -> bool:
-    """Tell whether a model has int8 layers."""
-    return any(isinstance(layer, Int8Linear) for layer in model.modules())
+    """Tell whether a model has packed layers."""
+    return any(isinstance(layer, PackedLinear) for layer in model.modules())
 
 
 def prepare_(model: nn.Module, settings: Mapping[str, Any]) -> None:
-    """Give an empty model the int8 layers that a checkpoint's `quantization_config` describes.
+    """Give an empty model the packed layers that a checkpoint's `quantization_config` describes.
 
-    Raises `DataError` for any other scheme.
+    Raises `DataError` for a scheme that Catena does not run.
     """
-    scheme_of(settings)
-    ignore = set(settings.get("ignore") or ())
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear) and name not in ignore:
-            model.set_submodule(name, Int8Linear(layer.in_features, layer.out_features, bias=layer.bias is not None))
+    scheme = SCHEMES[scheme_of(settings)]
+    (group,) = settings["config_groups"].values()
+    size = group["weights"].get("group_size") or 0
+    for name, layer in linears(model, settings.get("ignore") or ()).items():
+        model.set_submodule(name, scheme.empty(layer, size))
 
 
 def scheme_of(settings: Mapping[str, Any]) -> str:
     """Return the short name of a `quantization_config` that Catena runs; raises `DataError` for others."""
     groups = list((settings.get("config_groups") or {}).values())
-    weights = groups[0].get("weights") or {} if len(groups) == 1 else {}
-    wanted = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
-    if (
-        settings.get("quant_method") == "compressed-tensors"
-        and settings.get("format") == "int-quantized"
-        and all(weights.get(key) == value for key, value in wanted.items())
-        and groups[0].get("targets") == ["Linear"]
-    ):
-        return INT8_SCHEME
+    if settings.get("quant_method") == "compressed-tensors" and len(groups) == 1:
+        group = groups[0]
+        for name, scheme in SCHEMES.items():
+            if (
+                (group.get("format") or settings.get("format")) == scheme.layout
+                and matches(group.get("weights"), scheme.weights)
+                and matches(group.get("input_activations"), scheme.activations)
+                and group.get("targets") == ["Linear"]
+            ):
+                return name
     method = f"{settings.get('quant_method', 'unknown')}/{settings.get('format', 'unknown')}"
     raise DataError(
         f"the model is quantized as {method}, which Catena does not run",
-        hint="It runs compressed-tensors int-quantized (8 bits, symmetric, a scale for each channel).",
+        hint="It runs these of compressed-tensors, symmetric: int-quantized and float-quantized with a scale for each "
+        "channel, pack-quantized with 4 bits in groups, nvfp4-pack-quantized.",
     )
 
 
-def int8_settings(ignore: Iterable[str] = IGNORED) -> dict[str, Any]:
-    """Return the `quantization_config` of config.json for int8 layers."""
-    weights = {
-        "num_bits": 8,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "channel",
-        "group_size": None,
-        "block_structure": None,
-        "dynamic": False,
-        "actorder": None,
-        "observer": "minmax",
-        "observer_kwargs": {},
-    }
+def settings_of(model: nn.Module) -> dict[str, Any]:
+    """Return the `quantization_config` of config.json for a model with packed layers, all of one format."""
+    packed = [layer for layer in model.modules() if isinstance(layer, PackedLinear)]
+    (name,) = (name for name, scheme in SCHEMES.items() if scheme.layer is type(packed[0]))
+    size = packed[0].group_size if isinstance(packed[0], Int4Linear) else None
+    return settings_for(name, linears(model, ()), size)
+
+
+def settings_for(name: str, ignore: Iterable[str] = IGNORED, group_size: int | None = None) -> dict[str, Any]:
+    """Return the `quantization_config` of a scheme; `ignore` names the linear layers that stay dense."""
+    scheme = SCHEMES[name]
     group = {
         "targets": ["Linear"],
-        "weights": weights,
-        "input_activations": None,
+        "weights": {**scheme.weights, **({"group_size": group_size} if group_size else {})},
+        "input_activations": dict(scheme.activations) if scheme.activations else None,
         "output_activations": None,
-        "format": "int-quantized",
+        "format": scheme.layout,
     }
     return {
         "quant_method": "compressed-tensors",
-        "format": "int-quantized",
+        "format": scheme.layout,
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "kv_cache_scheme": None,
@@ -197,15 +208,16 @@ def int8_settings(ignore: Iterable[str] = IGNORED) -> dict[str, Any]:
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what is written of a model with int8 layers: int8, float32 scales, and float16 instead of float32."""
-    scales = {f"{name}.weight_scale" for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
+    """Return what is written of a model with packed layers: their own tensors, and float16 instead of float32."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLinear)]
+    kept = {f"{name}.{part}" for name, layer in layers for part in layer.kept}
     result: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
         if tensor.data_ptr() in seen and tensor.numel():
             continue  # tied to one that stands already
         seen.add(tensor.data_ptr())
-        halved = tensor.dtype == torch.float32 and name not in scales and _fits_half(tensor)
+        halved = tensor.dtype == torch.float32 and name not in kept and _fits_half(tensor)
         result[name] = (tensor.half() if halved else tensor).contiguous().cpu()
     return result
 
