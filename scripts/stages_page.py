@@ -18,7 +18,7 @@ HEAD = """\
 # All stages
 
 Each is a step of a recipe (`stage: NAME`), a command (`catena do NAME --set a.b=c --use input=name`), and a function of
-Python. `catena do NAME --help` tells its settings. Made by `python scripts/stages_page.py`, and checked by a test.
+Python. `catena explain NAME` tells its settings. Made by `python scripts/stages_page.py`, and checked by a test.
 """
 COLUMNS = "| stage | inputs (`?`: may be left out) | gives | what it does |\n|---|---|---|---|"
 

@@ -115,6 +115,10 @@ def test_do(filled: Catena) -> None:
     assert set(made) == {"ref", "digest", "kind"}
     assert made["ref"] == "mine@1"
     assert filled("show", "mine", "--samples", "1", "--json").json["samples"][0]["data"]["text"] == "NUMBER 0+"
+    # What changes nothing makes what is stored already, under the name that was asked for.
+    same = ("do", "data.repair", "--use", "source=mine", "--json")
+    assert filled(*same, "--name", "a").json == {**made, "ref": "a@1"}
+    assert filled(*same).json == {**made, "ref": "do/repair@1"}
 
 
 def test_explain(catena: Catena) -> None:

@@ -44,6 +44,8 @@ def test_progress_line_has_rate_time_left_and_loss() -> None:
     event = {"event": "progress", "step": "sft", "label": "train", "done": 50, "total": 200, "unit": "steps"}
     line = progress_text({**event, "rate": 2.5, "seconds_left": 60.0, "loss": 1.23456})
     assert line == "  sft: train 50 steps of 200 steps (25 %), 2.5 steps/s, 1 min 00 s left, loss 1.235"
+    rows = progress_text({**event, "unit": "rows", "rate": 2500, "seconds_left": 60.0, "mb_per_s": 11.936})
+    assert rows == "  sft: train 50 rows of 200 rows (25 %), 2,500 rows/s, 1 min 00 s left, 11.9 MB/s"
     unknown = progress_text({**event, "total": None, "rate": 0.0, "seconds_left": None})
     assert unknown == "  sft: train 50 steps, 0.0 steps/s"
 

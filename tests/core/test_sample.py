@@ -28,3 +28,14 @@ def test_an_edit_keeps_the_identity() -> None:
 def test_the_text_of_a_conversation_is_all_its_messages() -> None:
     messages = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "hello"}]
     assert Sample("c", {"messages": messages}).text == "你好\nhello"
+
+
+def test_a_path_leads_to_a_field_of_the_data_or_into_the_metadata() -> None:
+    facts = {"url": "u", "fields": {"label": "spam", "tags": ["a", "b"]}, "with.dot": 1}
+    sample = Sample("s", {"text": "x"}, facts)
+    assert sample.value("text") == "x"
+    assert sample.value("url") == sample.value("metadata.url") == "u"
+    assert sample.value("fields.label") == sample.value("metadata.fields.label") == "spam"
+    assert (sample.value("fields.tags.1"), sample.value("with.dot")) == ("b", 1)
+    assert sample.value("fields.label.more") is None
+    assert sample.value("nowhere") is None

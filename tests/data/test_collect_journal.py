@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from catena.data.collect.cursor import dig, in_batches, later
+from catena.core.sample import dig
+from catena.data.collect.cursor import in_batches, later
 from catena.data.collect.journal import Batch, Item, Journal, storable
 
 BASIS = {"identity": "a", "before": ""}

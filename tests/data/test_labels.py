@@ -23,10 +23,23 @@ def outputs(context: Context, version: DatasetVersion) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "label", ["Refund Request", "refund_request", "refund-request", "ＲＥＦＵＮＤ　request", ' "refund request". ']
+    "label",
+    [
+        "Refund Request",
+        "refund_request",
+        "refund-request",
+        "RefundRequest",
+        "ＲＥＦＵＮＤ　request",
+        ' "refund request". ',
+    ],
 )
 def test_spellings_of_a_label_have_one_form(label: str) -> None:
-    assert spelling(label) == "refund request"
+    assert spelling(label) == "refundrequest"
+
+
+def test_numbers_in_labels_stay_apart() -> None:
+    assert len({spelling(label) for label in ("step 1-2", "step 12", "step 1 23")}) == 3
+    assert spelling("Step-12") == spelling("step 12")
 
 
 def test_variants_are_merged_as_the_mapping_says_in_any_spelling(context: Context) -> None:

@@ -122,3 +122,19 @@ def test_every_stage_keeps_each_row_s_licence_source_and_consent(context: Contex
     made = run(context, stage, ROWWISE[stage], source=put(context.store, rows))
     found = [(row.license, row.source, row.metadata["consent"]) for row in samples(context.store, made)]
     assert found == [("MIT", "page/MIT", "granted"), ("CC-BY-4.0", "page/CC-BY-4.0", "granted")]
+
+
+def test_licence_and_consent_of_ingested_records_are_read_from_their_own_fields(context: Context) -> None:
+    told = [("MIT", "yes"), ("proprietary", "yes"), ("MIT", "no"), ("", "yes")]
+    rows = [
+        document(f"text {place}", metadata={"fields": {"license": licence, "agreed": agreed}})
+        for place, (licence, agreed) in enumerate(told)
+    ]
+    values = {"allow": ["MIT"], "license_key": "fields.license", "consent": "given", "consent_key": "fields.agreed"}
+    made = run(context, "data.licences", values, source=put(context.store, rows))
+    assert kept(context, made) == ["MIT"]
+    assert [(reason, detail) for _, reason, detail in rejects(context.store, made)] == [
+        ("licence", "LicenseRef-proprietary"),
+        ("no_consent", "fields.agreed: no"),
+        ("licence", "CC0-1.0"),
+    ]

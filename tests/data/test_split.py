@@ -111,13 +111,13 @@ def test_stratification_never_parts_a_group_and_leaves_no_split_empty(context: C
     rows = []
     for number in range(120):
         label = "rare" if number % 6 == 0 else "common"
-        rows.append(document(" ".join(text_of(number)), metadata={"label": label, "author": number // 3}))
-    config = {"stratify_by": "label", "group_by_metadata": "author"}
+        rows.append(document(" ".join(text_of(number)), metadata={"author": number // 3, "fields": {"label": label}}))
+    config = {"stratify_by": "fields.label", "group_by_metadata": "author"}
     made = run(context, "data.split", config, source=put(context.store, rows))
     held: Counter[tuple[str, str | None]] = Counter()
     authors: dict[int, set[str | None]] = {}
     for row in samples(context.store, made):
-        held[row.metadata["label"], row.split] += 1
+        held[row.metadata["fields"]["label"], row.split] += 1
         authors.setdefault(row.metadata["author"], set()).add(row.split)
     assert all(len(splits) == 1 for splits in authors.values())
     assert [held["rare", name] for name in ("train", "validation", "test")] == [16, 2, 2]

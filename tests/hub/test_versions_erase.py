@@ -245,3 +245,14 @@ def test_a_killed_erasure_is_finished_by_the_next(store: Store, tmp_path: Path, 
     assert not list((store.root / "erasures").glob("*.journal"))
     assert orjson.loads((store.root / "erasures" / f"{done.id}.json").read_bytes())["rows"] == done.rows
     again.close()
+
+
+def test_rows_are_found_by_a_number_and_inside_the_metadata(store: Store) -> None:
+    with store.new_dataset("document") as writer:
+        for number in range(4):
+            fields = {"user": number, "mail": f"{number}@acme.test"}
+            writer.add(Sample(f"row-{number}", {"text": f"text {number}"}, {"line": number, "fields": fields}))
+        store.index.add_artifact(version := writer.commit())
+    store.index.add_name("people", version.digest)
+    for where in ("metadata.line=2", "metadata.fields.user=2", "metadata.fields.mail=2@acme.test"):
+        assert erase(store, "people", where=where, dry_run=True).rows == ["row-2"]

@@ -55,7 +55,7 @@ def log(
     if problems:
         raise IntegrityError(f"the history of {name!r} does not hold: {len(problems)} problems")
     if verify:
-        session.out.note(f"{len(rows)} commits hold")
+        session.out.note(f"{len(rows)} {'commit holds' if len(rows) == 1 else 'commits hold'}")
 
 
 def _log_row(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -48,6 +48,8 @@ def extras(event: Mapping[str, Any]) -> str:
 def _extra(name: str, value: float) -> str:
     if name == "tokens_per_s":
         return f"{value:,.0f} tokens/s"
+    if name == "mb_per_s":
+        return f"{value:.1f} MB/s"
     return f"MFU {100 * value:.1f} %" if name == "mfu" else f"{name} {value:.4g}"
 
 

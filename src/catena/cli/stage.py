@@ -13,7 +13,10 @@ from catena.core.errors import EnvironmentProblem, UsageError
 
 def do(
     context: typer.Context,
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A stage; `catena explain` lists them.")],
+    stage: Annotated[
+        str,
+        typer.Argument(metavar="STAGE", help="A stage; `catena explain [STAGE]` shows them and their config."),
+    ],
     use: Annotated[
         list[str] | None, typer.Option(metavar="INPUT=REF", help="Give an input something stored; many times.")
     ] = None,
@@ -35,11 +38,14 @@ def do(
     inputs, config = pairs(use or ()), override({}, assignments or ())
     with session.open(create=True) as workspace, session.listeners(tensorboard, mlflow) as listeners:
         made = workspace.do(stage, inputs, config, name=name, seed=seed, refresh=refresh, on=on, listeners=listeners)
-        names = [f"{row.name}@{row.version}" for row in workspace.store.index.versions(digest=made.digest)]
+        # A step that changes nothing makes what is there already: then it has other names, too.
+        called = name or f"do/{stage.rpartition('.')[2]}"
+        newest = workspace.store.index.versions(name=called)[-1]
+    ref = f"{newest.name}@{newest.version}"
     if session.out.json:
-        session.out.value({"ref": names[-1], "digest": made.digest, "kind": made.kind})
+        session.out.value({"ref": ref, "digest": made.digest, "kind": made.kind})
     else:
-        session.out.line(artifact_line(names[-1], made))
+        session.out.line(artifact_line(ref, made))
 
 
 def pairs(texts: Any) -> dict[str, str]:

@@ -38,6 +38,15 @@ class Sample:
             return "\n".join(str(message["content"]) for message in self.data["messages"])
         return "\n".join(str(self.data[key]) for key in ("input", "output") if key in self.data)
 
+    def value(self, path: str) -> Any:
+        """Return a field of the data, or what a dotted path leads to in the metadata (`url`, `fields.author`), or None.
+
+        `metadata.url` is the same as `url`: so a field is named where whole rows are compared.
+        """
+        if path in self.data:
+            return self.data[path]
+        return dig(self.metadata, path.removeprefix("metadata."))
+
     def derive(self, data: Mapping[str, Any], *, key: str = "", metadata: Mapping[str, Any] | None = None) -> Sample:
         """Make a new sample from this one: same source and licence, this one as parent, an id of its own.
 
@@ -56,6 +65,23 @@ class Sample:
     def with_text(self, text: str) -> Sample:
         """Return a document with another text, the same identity and the same parents (an edit, not a new record)."""
         return replace(self, data={**self.data, "text": text})
+
+
+def dig(value: Any, path: str) -> Any:
+    """Return what a dotted path (`data.items.0.name`) leads to, the value itself for an empty one, or None.
+
+    A name that has a dot in it wins over a way through two names.
+    """
+    if not path or (isinstance(value, Mapping) and path in value):
+        return value[path] if path else value
+    for part in path.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
 
 
 def sample_id(*parts: Any) -> str:

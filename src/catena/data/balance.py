@@ -25,7 +25,7 @@ class BalanceConfig(Config):
     mode: Literal["over", "under", "weights"] = "over"
     """over copies rows of small classes, under keeps rows of large ones back, weights writes metadata.weight."""
     by: str = Field("output", min_length=1)
-    """What a row's class is: a field of its data (output), or a key of its metadata."""
+    """What a row's class is: a field of its data (`output`), or a path in its metadata (`fields.topic`)."""
     ratio: float = Field(1.0, gt=0, le=1)
     """Size of the smallest class over that of the largest that is aimed at; 1 makes all equally large."""
     max_copies: int = Field(10, ge=1)
@@ -36,7 +36,7 @@ class BalanceConfig(Config):
 
 def class_of(sample: Sample, by: str) -> str:
     """Return the class that a row is in, or an empty text where it has none."""
-    value = sample.data.get(by, sample.metadata.get(by))
+    value = sample.value(by)
     return "" if value is None else str(value).strip()
 
 

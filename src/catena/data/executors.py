@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from catena.core import errors
@@ -141,12 +142,9 @@ def problem_of(told: dict[str, str]) -> BaseException:
 
 def run_on_ray(shards: Sequence[Shard], workers: int, finished: Finished) -> None:
     """Do the shards on the Ray cluster of RAY_ADDRESS, or on one that is started here for as long as it is needed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray: Any = require("ray", "ray")
     from catena.data.shards import run_shard
 
-    with connected(ray):
+    with connected() as ray:
         remote = ray.remote(run_shard).options(max_retries=ATTEMPTS, num_cpus=1)
         waiting = list(reversed(shards))
         running: dict[Any, Shard] = {}
@@ -164,21 +162,44 @@ def run_on_ray(shards: Sequence[Shard], workers: int, finished: Finished) -> Non
 
 
 @contextmanager
-def connected(ray: Any) -> Iterator[None]:
-    """Hold a connection to the Ray cluster of RAY_ADDRESS, or start one here for as long as the block lasts."""
-    if ray.is_initialized():
-        yield
-        return
+def connected() -> Iterator[Any]:
+    """Hold a connection to the Ray cluster of RAY_ADDRESS, or to one that is started here; gives the module `ray`.
+
+    It ends with the block, or with the block of `one_cluster` around it.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray: Any = require("ray", "ray")
+    held = _held.get()
+    with nullcontext(held) if held is not None else ExitStack() as stack:
+        if not ray.is_initialized():
+            stack.callback(ray.shutdown)
+            _connect(ray)
+        yield ray
+
+
+@contextmanager
+def one_cluster() -> Iterator[None]:
+    """Let all work of the block share the connection that the first of it makes: a start takes Ray some seconds."""
+    with ExitStack() as stack:
+        token = _held.set(stack)
+        try:
+            yield
+        finally:
+            _held.reset(token)
+
+
+_held: ContextVar[ExitStack | None] = ContextVar("held", default=None)
+"""What `one_cluster` closes at its end."""
+
+
+def _connect(ray: Any) -> None:
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False}
     if address is None:
         os.environ.setdefault("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # its workers inherit it
         options |= {"num_cpus": processors(), "include_dashboard": False}
     ray.init(address=address, **options)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 EXECUTORS: dict[str, Callable[[Sequence[Shard], int, Finished], None]] = {"local": run_local, "ray": run_on_ray}

@@ -23,7 +23,8 @@ from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.words import folded
 
-SEPARATORS = re.compile(r"[\s_-]+")
+# Not between digits: `step 1-2` is not `step 12`.
+SEPARATORS = re.compile(r"(?<!\d)[\s_-]+|[\s_-]+(?!\d)")
 EDGES = " \t\"'“”‘’「」【】[]()（）<>#*.,;:!?。，；：！？"
 ALIKE = 0.8
 MOST_COMPARED = 500
@@ -31,13 +32,13 @@ MOST_COMPARED = 500
 
 
 def spelling(label: str) -> str:
-    """Return what all spellings of a label have in common: without case, width, hyphens and marks around it."""
-    return SEPARATORS.sub(" ", folded(label).strip(EDGES)).strip()
+    """Return what all spellings of a label have in common: without case, width, spaces, hyphens and marks around it."""
+    return SEPARATORS.sub("", folded(label).strip(EDGES))
 
 
 class AlignLabelsConfig(Config):
     field: str = Field("output", min_length=1)
-    """Where the label is: a field of the data (output), or a key of the metadata."""
+    """Where the label is: a field of the data (`output`), or a path in the metadata (`fields.label`)."""
     labels: dict[str, list[str]] = Field(default_factory=dict)
     """Each label as it should be, and its variants: {refund: [money back, 退款]}; spelling does not matter."""
     closed: bool = False
@@ -103,7 +104,7 @@ def common_spellings(labels: Iterable[str]) -> dict[str, str]:
 
 def raw_label(sample: Sample, field: str) -> str:
     """Return the label as it stands, or an empty text."""
-    value = sample.data.get(field, sample.metadata.get(field))
+    value = sample.value(field)
     return "" if value is None else str(value)
 
 

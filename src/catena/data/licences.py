@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 
 from catena.core.config import Config
 from catena.core.errors import did_you_mean
-from catena.core.sample import Sample
+from catena.core.sample import Sample, dig
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 
@@ -123,7 +123,9 @@ class LicencesConfig(Config):
     consent: Literal["not_refused", "given", "ignore"] = "not_refused"
     """Rows whose consent is refused or withdrawn are kept back; given keeps back those without consent too."""
     consent_key: str = "consent"
-    """Where a row's consent is in its metadata: true or false, granted or withdrawn."""
+    """Where a row's consent is in its metadata (`consent`, `fields.consent`): true or false, granted or withdrawn."""
+    license_key: str = ""
+    """Where a row's own licence is in its metadata (`fields.license`); else what the row or its dataset carries."""
 
     @field_validator("allow", "deny")
     @classmethod
@@ -156,17 +158,23 @@ def _one_allowed(licence: str, cfg: LicencesConfig) -> bool:
 
 def consent_of(metadata: Mapping[str, Any], key: str) -> bool | None:
     """Return a row's consent; None where nothing is said."""
-    word = str(metadata.get(key, "")).strip().casefold()
+    word = str(dig(metadata, key)).strip().casefold()
     return True if word in YES else False if word in NO else None
 
 
-def reason(sample: Sample, licence: str, cfg: LicencesConfig) -> tuple[str, str] | None:
-    """Return (reason, detail) for keeping a row back, or None."""
+def licence_of(sample: Sample, cfg: LicencesConfig) -> str | None:
+    """Return the licence that a row is said to have: in its metadata, where that is asked for, else its own."""
+    told = dig(sample.metadata, cfg.license_key) if cfg.license_key else None
+    return sample.license if told in (None, "") else str(told)
+
+
+def reason(sample: Sample, licence: str, given: str | None, cfg: LicencesConfig) -> tuple[str, str] | None:
+    """Return (reason, detail) for keeping a row of a licence, `given` in these words, back; or None."""
     consent = consent_of(sample.metadata, cfg.consent_key)
     if cfg.consent != "ignore" and (consent is False or (cfg.consent == "given" and consent is None)):
-        return "no_consent", f"{cfg.consent_key}: {sample.metadata.get(cfg.consent_key)}"
+        return "no_consent", f"{cfg.consent_key}: {dig(sample.metadata, cfg.consent_key)}"
     if not allowed(licence, cfg):
-        return "licence", licence if licence != UNKNOWN else f"unknown: {sample.license or 'none'}"
+        return "licence", licence if licence != UNKNOWN else f"unknown: {given or 'none'}"
     return None
 
 
@@ -177,10 +185,10 @@ def licences(ctx: Context, cfg: LicencesConfig, *, source: DatasetVersion) -> Da
     after: Counter[str] = Counter()
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
         for sample in ctx.progress("Licences", source.rows).over(ctx.store.open_dataset(source).samples()):
-            given = sample.license or source.license
+            given = licence_of(sample, cfg) or source.license
             licence = spdx_of(given)
             before[licence] += 1
-            found = reason(sample, licence, cfg)
+            found = reason(sample, licence, given, cfg)
             if found is not None:
                 out.reject(sample, *found)
                 continue

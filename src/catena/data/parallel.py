@@ -18,7 +18,7 @@ from pydantic import Field
 
 from catena.core.config import Config
 from catena.core.errors import DataError
-from catena.core.sample import Sample, sample_id
+from catena.core.sample import Sample, dig, sample_id
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.bitext import Bead, Lexicon, align, learn_lexicon
@@ -39,7 +39,7 @@ Pair = tuple[Sample, Sample, list[str], list[str]]
 
 class AlignParallelConfig(Config):
     pair_by: str = ""
-    """Key of the metadata that a document and its translation have in common; their order in both datasets if empty."""
+    """What a document and its translation share in their metadata (`id`, `fields.id`); if empty, their place."""
     min_score: float = Field(0.1, ge=0, le=1)
     """Pairs with a lower score (lengths, and words if a lexicon is learned) are kept back as `misaligned`."""
     lexicon: bool = True
@@ -82,7 +82,8 @@ class Paired:
         yield from ((None, sample) for place, sample in enumerate(self._target.samples()) if place not in used)
 
     def _key_of(self, sample: Sample) -> str | None:
-        return str(sample.metadata[self._key]) if self._key in sample.metadata else None
+        value = dig(sample.metadata, self._key)
+        return None if value is None else str(value)
 
     def pairs(self) -> Iterator[Pair]:
         """Yield the documents that have each other, with their sentences."""

@@ -22,7 +22,7 @@ from catena.core.config import Config
 from catena.core.errors import DataError, UsageError
 from catena.core.generate import Request
 from catena.core.registry import require
-from catena.core.sample import Sample
+from catena.core.sample import Sample, dig
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion, ModelVersion
 
@@ -123,7 +123,8 @@ def perplexity(
 
 def group_of(sample: Sample, cfg: PerplexityConfig) -> str:
     """Return the group whose quantiles count for a row."""
-    return str(sample.metadata.get(cfg.group_by, "")) if cfg.group_by else ""
+    value = dig(sample.metadata, cfg.group_by) if cfg.group_by else None
+    return "" if value is None else str(value)
 
 
 def _score_all(

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 
 from catena.core.config import Config
 from catena.core.errors import DataError
-from catena.core.sample import Sample, sample_id
+from catena.core.sample import Sample, dig, sample_id
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 
@@ -39,12 +39,12 @@ class SplitConfig(Config):
     rows: int = Field(3, ge=1)
     """Hashes in a band; take more (and more bands) for a million documents, or the candidates become too many."""
     group_by_metadata: str = ""
-    """Rows with the same value under this metadata key stay together."""
+    """Rows with the same value at this place of the metadata (`author`, `fields.author`) stay together."""
     group_by_source: str = ""
     """Rows whose source has the same first group (or whole match) of this regular expression stay together."""
 
     stratify_by: str = ""
-    """Each split gets the same mix of what stands in this field of the data (output) or key of the metadata."""
+    """Each split gets the same mix of a field of the data (`output`), or of what a path leads to in the metadata."""
 
     @field_validator("ratios")
     @classmethod
@@ -68,8 +68,9 @@ class SplitConfig(Config):
 def key_of(sample: Sample, cfg: SplitConfig) -> tuple[str, ...]:
     """Return the keys that tie a row to others: its id, which two rows may have, and those that the config asks for."""
     keys = [f"id:{sample.id}"]
-    if cfg.group_by_metadata and cfg.group_by_metadata in sample.metadata:
-        keys.append(f"metadata:{sample.metadata[cfg.group_by_metadata]}")
+    tied = dig(sample.metadata, cfg.group_by_metadata) if cfg.group_by_metadata else None
+    if tied is not None:
+        keys.append(f"metadata:{tied}")
     match = re.search(cfg.group_by_source, sample.source) if cfg.group_by_source else None
     if match:
         keys.append(f"source:{match[1] if match.re.groups else match[0]}")
@@ -106,7 +107,7 @@ def without_empty(chosen: dict[str, str], sizes: Mapping[str, int], splits: Sequ
 
 def stratum_of(sample: Sample, key: str) -> str:
     """Return the class that a row is in; rows without one are a class of their own."""
-    value = sample.data.get(key, sample.metadata.get(key))
+    value = sample.value(key)
     return "" if value is None else str(value)
 
 

@@ -27,6 +27,7 @@ from catena.core.errors import Cancelled, CatenaError, environment_problem
 from catena.core.events import Events, Listener
 from catena.core.stage import Context
 from catena.core.types import KINDS, Artifact, Run, RunStatus
+from catena.data.executors import one_cluster
 from catena.flow.plan import find_done, step_key
 from catena.flow.recipe import Recipe, Step
 from catena.hub.files import write_atomically
@@ -77,7 +78,7 @@ def run_recipe(
         write_atomically(folder / "recipe.yaml", recipe.text.encode())
         events = Events(folder / "events.jsonl", listeners)
         events.emit("start", group=group, recipe=recipe.name, steps=[step.key for step in steps])
-        with store.lock("gc", shared=True), interruptible():
+        with store.lock("gc", shared=True), interruptible(), one_cluster():
             for step in steps:
                 inputs = {
                     name: result.outputs[target] if target in recipe.steps else store.resolve(target)

@@ -17,7 +17,6 @@ from typing import IO, Any, cast
 
 from catena.core.errors import EnvironmentProblem
 from catena.core.events import Listener
-from catena.core.registry import require
 from catena.flow.trial import RELAYED, run_remotely, run_trial
 from catena.hub.store import Store
 
@@ -197,10 +196,7 @@ class OnRay:
     def __enter__(self) -> OnRay:
         from catena.data.executors import connected
 
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        self._ray: Any = require("ray", "ray")
-        self._held.enter_context(connected(self._ray))
+        self._ray: Any = self._held.enter_context(connected())
         self._remote = self._ray.remote(run_remotely).options(max_retries=ATTEMPTS, num_cpus=1)
         return self
 

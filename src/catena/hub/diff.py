@@ -18,6 +18,7 @@ import orjson
 import pyarrow as pa
 
 from catena.core.errors import UsageError, did_you_mean
+from catena.core.sample import dig
 from catena.hub.datasets import BATCH_ROWS, Dataset
 from catena.hub.rows import HASH, encode
 
@@ -114,7 +115,7 @@ def occurrences(codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def keys_of(dataset: Dataset, key: str = ID) -> pa.ChunkedArray:
-    """Return the key column; `metadata.NAME` is a field of the metadata. Other keys than `_id` stand as their hashes.
+    """Return the key column; `metadata.NAME` (or a longer path) leads into the metadata. Keys but `_id` are hashed.
 
     Raises `UsageError` for a column that the dataset does not have.
     """
@@ -132,10 +133,12 @@ def keys_of(dataset: Dataset, key: str = ID) -> pa.ChunkedArray:
 
 
 def key_of(row: Mapping[str, Any], key: str = ID) -> str:
-    """Return a row's key as text."""
+    """Return a row's key as text: a text as it is, numbers and other values as their JSON, bytes as their hash."""
     column, _, inner = key.partition(".")
-    value = orjson.loads(row[column] or "{}").get(inner) if inner else row[column]
-    return value if isinstance(value, str) else encode({"": value})[0].hex()
+    value = dig(orjson.loads(row[column] or "{}"), inner) if inner else row[column]
+    if isinstance(value, str):
+        return value
+    return encode({"": value})[0].hex() if isinstance(value, bytes) else orjson.dumps(value).decode()
 
 
 def short(key: str) -> str:

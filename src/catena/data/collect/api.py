@@ -20,10 +20,11 @@ from pydantic import AfterValidator, Field, model_validator
 from catena.core.config import Config
 from catena.core.digest import sha256
 from catena.core.errors import RemoteError
+from catena.core.sample import dig
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion, Shape
 from catena.data.collect.client import Answer, AuthConfig, Client, HttpConfig, origin, plain_url, shown
-from catena.data.collect.cursor import Past, collect, dig, later
+from catena.data.collect.cursor import Past, collect, later
 from catena.data.collect.fragment import fragment_text
 from catena.data.collect.journal import Batch, Item, Position
 

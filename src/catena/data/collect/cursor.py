@@ -260,18 +260,6 @@ def in_batches(stream: Iterable[tuple[tuple[Item, ...], Position]]) -> Iterator[
         yield Batch(tuple(items), last)
 
 
-def dig(value: Any, path: str) -> Any:
-    """Return what a dotted path (`data.items.0.name`) leads to, the value itself for an empty one, or None."""
-    for part in path.split(".") if path else ():
-        if isinstance(value, Mapping):
-            value = value.get(part)
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return None
-    return value
-
-
 def later(first: Any, second: Any) -> Any:
     """Return the later of two cursor values: numbers by size, ISO 8601 times by instant, other text by code point."""
     if first is None or second is None:
