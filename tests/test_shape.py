@@ -102,3 +102,9 @@ def test_no_path_of_a_machine_is_in_the_project() -> None:
     pattern = re.compile(r"(^|[\s\"'=(])/(work|home|root|Users)/", re.MULTILINE)
     files = [ROOT / name for name in listed if name != "tests/test_shape.py"]
     assert not [str(path) for path in files if path.exists() and pattern.search(path.read_text(errors="replace"))]
+
+
+@pytest.mark.xdist_group("alone")
+def test_grouped_tests_carry_their_group(request: pytest.FixtureRequest) -> None:
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@alone"), "pytest-xdist would hand out groups piece by piece"

@@ -1,4 +1,4 @@
-"""What the processes of test_parallel do: `python -m tests.train.parallel_runs FOLDER`, with PROCESS and PORTS set.
+"""What the processes of test_parallel do: `python -m tests.train.parallel_runs FOLDER`.
 
 Four processes are started once. A case that wants two takes the first two of them; the reference runs in the first.
 Process 0 leaves what it found in `FOLDER/found.json`.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,17 @@ import torch.distributed as dist
 from catena.core.events import Events
 from catena.core.stage import Context
 from catena.models.presets import Preset, build
+from catena.train import checkpoint
 from catena.train.batches import Batch
 from catena.train.loop import Plan, train
 from catena.train.objectives import next_token_loss
+from catena.train.parallel import rendezvous
+from catena.train.parallel.contract import ProcessLost
 from catena.train.parallel.make import make_strategy
 from catena.train.parallel.settings import ParallelConfig
 from catena.train.parallel.strategy import WorkerDone
 from catena.train.settings import TrainConfig
+from tests.train.team import LIMIT_S, become, work_together
 
 STEPS = 8
 HALF = 5
@@ -126,7 +129,7 @@ def config_of(case: Case) -> TrainConfig:
         clip=0.5,
         checkpoint_seconds=0,
         log_every=1,
-        parallel=ParallelConfig(**case.parallel),
+        parallel=ParallelConfig(patience_s=LIMIT_S, **case.parallel),
     )
 
 
@@ -189,57 +192,84 @@ def curve(events: list[dict[str, Any]]) -> dict[int, float]:
     return {event["at_step"]: event["value"] for event in events if event.get("name") == "loss"}
 
 
-def worlds(process: int, ports: Iterator[int]) -> Iterator[Any]:
-    """Return a function that makes this process one of `world`, and tells whether it is."""
-
-    def enter(world: int) -> bool:
-        port = next(ports)
-        os.environ.update(RANK=str(process), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        return process < world
-
-    while True:
-        yield enter
-
-
-def main() -> None:
-    folder, process = Path(sys.argv[1]), int(os.environ["PROCESS"])
+def work(process: int, folder: Path) -> None:
+    """Do a process's part of all cases; one that a case does not want goes on to the next."""
     torch.set_num_threads(1)
-    enter = next(worlds(process, iter(map(int, os.environ["PORTS"].split(",")))))
     found: dict[str, Any] = {}
     references: dict[str, Any] = {}
+
+    def enter(world: int, word: str) -> bool:
+        become(process, world, word)
+        return process < world
+
     for name, case in CASES.items():
         if process == 0 and case.reference not in references:
-            os.environ["WORLD_SIZE"] = "1"
+            become(0, 1, "alone")
             references[case.reference] = run(replace(case, world=1, parallel={}))
-        if enter(case.world):
+        if enter(case.world, name):
             done = run(case)
             if done is not None:
                 found[name] = compared(done, references[case.reference])
+    alone = curve(run_loop(Case(), folder / "alone", -1)) if enter(1, "alone") else {}
     for number, (name, (before, after)) in enumerate(RESUMED.items()):
         place = folder / f"resumed-{number}"
-        whole = run_alone(folder / f"alone-{number}", process, enter)
-        first = run_loop(before, place, HALF) if enter(before.world) else []
-        meet(process, enter)
-        second = run_loop(after, place, -1) if enter(after.world) else []
+        first = run_loop(before, place, HALF) if enter(before.world, f"{name}: before") else []
+        meet(process, f"{name}: between")
+        second = run_loop(after, place, -1) if enter(after.world, f"{name}: after") else []
         if process == 0:
-            found[name] = {"alone": whole, "before": curve(first), "after": curve(second)}
-    served = run_loop(Case(2, {"data": "server"}), folder / "served", -1) if enter(2) else []
+            found[name] = {"alone": alone, "before": curve(first), "after": curve(second)}
+    served = run_loop(Case(2, {"data": "server"}), folder / "served", -1) if enter(2, "served") else []
+    short = run_short(process, folder / "short") if enter(2, "short") else ""
+    left = run_left(process, folder / "left") if enter(2, "left") else ""
     if process == 0:
-        found["server"] = curve(served)
+        found |= {"server": curve(served), "left": left, "short": short}
         (folder / "found.json").write_text(json.dumps(found))
 
 
-def run_alone(place: Path, process: int, enter: Any) -> dict[int, float]:
-    enter(1)
-    if process:
-        return {}
-    return curve(run_loop(Case(), place, -1))
+def run_short(process: int, place: Path) -> str:
+    """Train on two, of which the second has memory for two rows only; returns how it went."""
+
+    def short_there(model: Any, batch: Batch) -> torch.Tensor:
+        if process == 1 and len(batch.inputs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return next_token_loss(model, batch)
+
+    given, said = batches(2, False), []
+    place.mkdir(exist_ok=True)
+    plan = Plan("short", 2, given.__getitem__, lambda step: 1e-3, objective=short_there)
+    context = Context(None, place, 7, Events(listeners=[said.append]))  # type: ignore[arg-type]
+    try:
+        counters = train(context, untrained(Case()), plan, config_of(Case(2, micro=3)))
+    except WorkerDone:
+        return ""
+    told = [event["message"] for event in said if "memory ran out" in event.get("message", "")]
+    return f"{counters.step} steps, {counters.guard.micro_batch} rows: {told}"
 
 
-def meet(process: int, enter: Any) -> None:
+def run_left(process: int, place: Path) -> str:
+    """Train on two, the second of which ends in the middle without a word; returns what the first says."""
+    given = batches(STEPS, False)
+
+    def batch(step: int) -> Batch:
+        if process == 1 and step == HALF:
+            sys.stdout.flush()
+            os._exit(0)
+        return given[step]
+
+    place.mkdir(exist_ok=True)
+    checkpoint.GRACE_S = 0.1
+    context = Context(None, place, 7, Events())  # type: ignore[arg-type]
+    try:
+        train(context, untrained(Case()), Plan("left", STEPS, batch, lambda step: 1e-2), config_of(Case(2)))
+    except ProcessLost as error:
+        return str(error)
+    return "nothing"
+
+
+def meet(process: int, word: str) -> None:
     """Wait for all four."""
-    enter(4)
-    dist.init_process_group("gloo")
+    become(process, 4, word)
+    rendezvous.begin("gloo", LIMIT_S)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -265,4 +295,4 @@ def compared(done: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    work_together(4, lambda process: work(process, Path(sys.argv[1])))

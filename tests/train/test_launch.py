@@ -18,12 +18,12 @@ from catena.core.errors import ConfigError, DataError, EnvironmentProblem
 from catena.core.types import DatasetVersion
 from catena.hub.store import Store
 from catena.train import launch
+from catena.train.parallel.contract import LISTENING, listen
 from catena.train.parallel.settings import ParallelConfig
 from catena.train.slurm import slurm_contract, slurm_script
 from catena.workspace import Workspace
 from tests.train.conftest import Recorded
 from tests.train.launched_stages import ActedConfig, acted
-from tests.train.test_parallel import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 MakeContext = Callable[[str], Recorded]
@@ -114,7 +114,8 @@ def test_slurm_s_variables_are_the_contract() -> None:
 def catena(store: Store, *words: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "catena", "-w", str(store.root), *words, "--json"]
     given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, env=given, cwd=store.root.parent, stdout=-1, stderr=-1, text=True)
+    handed = [int(given[LISTENING])] if LISTENING in given else []
+    return subprocess.Popen(command, env=given, cwd=store.root.parent, stdout=-1, stderr=-1, text=True, pass_fds=handed)
 
 
 def ended(process: subprocess.Popen[str]) -> str:
@@ -139,9 +140,11 @@ def test_training_by_command_is_the_same_on_one_process_on_two_and_under_slurm(
     for key, value in values.items():
         train += ["--set", f"{key}={value}"]
     ended(catena(store, *train, "--name", "both", "--processes", "2"))
-    slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "MASTER_PORT": str(free_ports(1)[0])}
     train += ["--name", "queued", "--launch", "slurm", "--set", "eval_every=201"]
-    team = [catena(store, *train, SLURM_PROCID=rank, **slurm) for rank in ("1", "0")]
+    with listen() as free:  # on a cluster a job has its port for itself
+        slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "MASTER_PORT": str(free.getsockname()[1])}
+        slurm[LISTENING] = str(free.fileno())
+        team = [catena(store, *train, SLURM_PROCID=rank, **slurm) for rank in ("1", "0")]
     said = [ended(process) for process in team]
     assert said[0] == ""
     assert json.loads(said[1])["ref"] == "queued@1"

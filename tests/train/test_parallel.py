@@ -4,66 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from catena.core.errors import ConfigError
-from catena.train.parallel.contract import sizes_of
+from catena.core.errors import ConfigError, EnvironmentProblem
+from catena.train.parallel import rendezvous
+from catena.train.parallel.contract import LISTENING, ProcessLost, listen, sizes_of
 from catena.train.parallel.ownership import dealt
 from catena.train.parallel.settings import ParallelConfig
 from catena.train.parallel.share import share_columns, work_of
-from tests.train.parallel_runs import CASES, EXACT, HALF, RESUMED, SMALL, STEPS, batches
-
-ROOT = Path(__file__).parent.parent.parent
-
+from tests.train.parallel_runs import EXACT, HALF, RESUMED, SMALL, STEPS, batches
+from tests.train.team import run_module
 
 pytestmark = pytest.mark.xdist_group("parallel")  # four processes are enough for two cores
-
-
-def free_ports(count: int) -> list[int]:
-    """Return free ports, below those that the system gives to clients, so that they stay free for minutes."""
-    found: list[int] = []
-    with ExitStack() as held:
-        for port in random.sample(range(20_000, 32_000), 12_000):
-            one = held.enter_context(socket.socket())
-            with suppress(OSError):
-                one.bind(("127.0.0.1", port))
-                found.append(port)
-            if len(found) == count:
-                return found
-    raise OSError(f"there are no {count} free ports")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What four processes found; they are started once for all tests of this file."""
     folder = tmp_path_factory.mktemp("parallel")
-    ports = ",".join(map(str, free_ports(len(CASES) + 4 * len(RESUMED) + 1)))
-    command = [sys.executable, "-W", "error", "-m", "tests.train.parallel_runs", str(folder)]
-    team = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PROCESS": str(process), "PORTS": ports},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in range(4)
-    ]
-    try:
-        said = [process.communicate(timeout=1500)[0] for process in team]
-    finally:
-        for process in team:
-            process.kill()
-    assert not any(process.returncode for process in team), "\n".join(said)
+    run_module("tests.train.parallel_runs", str(folder))
     found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return found
 
@@ -106,6 +67,58 @@ def test_loop_trains_through_a_parameter_server(found: dict[str, Any]) -> None:
     curve = found["server"]
     assert list(curve) == [str(step) for step in range(1, STEPS + 1)]
     assert curve[str(STEPS)] < curve["1"]
+
+
+def test_all_processes_halve_when_one_runs_out_of_memory(found: dict[str, Any]) -> None:
+    told = "memory ran out with 3 rows at once; step 0 again with 2"
+    assert found["short"] == f"2 steps, 2 rows: ['{told}']"
+
+
+def test_process_that_is_left_alone_says_so(found: dict[str, Any]) -> None:
+    assert found["left"] == "another process of the training has ended, or did not answer in time"
+
+
+@pytest.fixture
+def contract(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment of process 0 of two, whose launcher listens for it; the other never comes."""
+    with listen() as meeting:
+        port = meeting.getsockname()[1]
+        monkeypatch.setenv(LISTENING, str(os.dup(meeting.fileno())))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_processes_that_never_come_are_not_waited_for_for_ever(contract: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ProcessLost, match="not all 2 processes of the training came together within 1 s") as caught:
+        rendezvous.begin("gloo", 1)
+    assert "patience_s" in caught.value.hint
+
+
+def test_main_process_that_never_comes_is_not_waited_for_for_ever(contract: pytest.MonkeyPatch) -> None:
+    contract.setenv("RANK", "1")
+    os.close(int(os.environ.pop(LISTENING)))
+    with pytest.raises(ProcessLost, match=r"process 1 found no main process at 127\.0\.0\.1:[0-9]+ within 1 s"):
+        rendezvous.store(1)
+
+
+def test_port_that_is_taken_is_said(contract: pytest.MonkeyPatch) -> None:
+    os.close(int(os.environ.pop(LISTENING)))
+    with listen() as other:
+        contract.setenv("MASTER_PORT", str(other.getsockname()[1]))
+        with pytest.raises(EnvironmentProblem, match="cannot wait for the others") as caught:
+            rendezvous.store(1)
+    assert "MASTER_PORT" in caught.value.hint
+
+
+def test_process_of_another_training_meets_nobody(contract: pytest.MonkeyPatch) -> None:
+    contract.setenv("CATENA_TRAINING", "ours")
+    ours = rendezvous.store(1)
+    ours.set("key", "value")
+    contract.setenv("RANK", "1")
+    assert rendezvous.store(1).get("key") == b"value"
+    contract.setenv("CATENA_TRAINING", "theirs")
+    assert not rendezvous.store(1).check(["key"])
 
 
 @pytest.mark.parametrize(

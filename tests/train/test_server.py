@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from typing import Any
@@ -11,12 +12,11 @@ import torch
 
 from catena.core.errors import ConfigError
 from catena.train.objectives import next_token_loss
-from catena.train.parallel.contract import sizes_of
+from catena.train.parallel.contract import LISTENING, listen, sizes_of
 from catena.train.parallel.server import ByServer, receive, send
 from catena.train.parallel.settings import ParallelConfig
 from catena.train.settings import TrainConfig
 from tests.train.parallel_runs import Case, batches, untrained
-from tests.train.test_parallel import free_ports
 
 STEPS = 40
 
@@ -35,7 +35,10 @@ class Team:
         self.rate = 1e-2 if optimizer == "adamw" else 0.2
         self.losses: list[list[float]] = [[], []]
         self.failures: list[BaseException] = []
-        contract = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
+        with listen() as meeting:
+            port = str(meeting.getsockname()[1])
+            monkeypatch.setenv(LISTENING, str(os.dup(meeting.fileno())))
+        contract = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         self.workers = []
         for rank in range(2):
             for name, value in {**contract, "RANK": str(rank), "CATENA_TRAINING": "word"}.items():

@@ -12,6 +12,7 @@ rename when every process has written its part. Of a damaged checkpoint the one 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 import time
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 PREFIX = "checkpoint-"
 STATE = "state.json"
-WAIT_S = 600.0
-"""Time for the other processes to write their parts of a checkpoint."""
+GRACE_S = 5.0
+"""Time for the other processes to write their parts, once this one's training has failed."""
 
 
 class Checkpoints:
@@ -51,6 +52,7 @@ class Checkpoints:
         self._count = 0
         self._host: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
+        self._deadline = math.inf
         self._failure: BaseException | None = None
         self._refused: BaseException | None = None
         if strategy.main:
@@ -103,7 +105,8 @@ class Checkpoints:
         ) from self._refused
 
     def close(self) -> None:
-        """Let what was begun come to its end, whatever that is."""
+        """Let what was begun come to its end, whatever that is; processes that may be gone are not waited for long."""
+        self._deadline = time.monotonic() + GRACE_S
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -209,10 +212,10 @@ class Checkpoints:
     def _finish(self, writing: Path, target: Path, counters: dict[str, Any], also: frozenset[int | None]) -> None:
         """Give the folder its name when every process's part is there, and remove what is not kept."""
         ranks = [f"rank-{rank:04d}" for rank in range(self.strategy.world)]
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + self.strategy.config.parallel.patience_s
         while not all((writing / f"{rank}.json").exists() for rank in ranks):
             failed = sorted(path.stem for path in writing.glob("*.failed"))
-            if failed or time.monotonic() > deadline:
+            if failed or time.monotonic() > min(deadline, self._deadline):
                 raise EnvironmentProblem(f"{failed[0] if failed else 'a process'} did not write its part")
             time.sleep(0.01)
         digests: dict[str, str] = {}

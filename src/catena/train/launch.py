@@ -8,7 +8,9 @@ made.
                      result.json     the artifact it made
                      error-0.json    why worker 0 ended; its output is in worker-0.log
 
-If one worker dies, the others are ended and the first one's reason is raised.
+If one worker dies, the others are ended and the first one's reason is raised. Nobody waits for ever: this process sees
+every end at once, a worker that waits for another gives it up after `parallel.patience_s`, and all of them end with
+this process.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -33,7 +36,7 @@ from catena.core.registry import require
 from catena.core.stage import Context
 from catena.core.types import ARTIFACT, ArtifactBase
 from catena.hub.files import write_atomically
-from catena.train.parallel.contract import is_worker, sizes_of
+from catena.train.parallel.contract import LISTENING, ProcessLost, is_worker, listen, sizes_of
 from catena.train.settings import TrainConfig
 
 Function = TypeVar("Function", bound=Callable[..., ArtifactBase])
@@ -42,7 +45,11 @@ LOOK_EVERY_S = 0.05
 GRACE_S = 60.0
 """How long workers that are stopped may take to leave a checkpoint."""
 MOURNING_S = 10.0
-"""How long the others may take to notice that one has died; on a GPU they would wait for it for ever."""
+"""How long the others may take to notice that one has died, or to end when the main one has."""
+LAST_WORDS = 400
+"""Characters of its output that are shown of a worker that did not say why it ended."""
+LOST = 255
+"""The exit status of a worker whose machine is gone."""
 
 
 def launched(function: Function) -> Function:
@@ -110,22 +117,26 @@ class Process:
     def __init__(self, folder: str, rank: int) -> None:
         self.folder, self.rank = Path(folder), rank
         self._child: subprocess.Popen[bytes] | None = None
+        self._listening: socket.socket | None = None
 
-    def address(self) -> tuple[str, int]:
-        """Return this machine's name for others, and a port that is free on it."""
-        name = socket.gethostname()
-        try:
-            name = socket.gethostbyname(name)
-        except OSError:
-            name = "127.0.0.1"
-        with socket.socket() as found:
-            found.bind(("", 0))
-            return name, int(found.getsockname()[1])
+    def listen(self, anywhere: bool = True) -> tuple[str, int]:
+        """Listen for the others in this worker's place until it starts; returns where: (host, port)."""
+        self._listening = listen("" if anywhere else "127.0.0.1")
+        name = "127.0.0.1"
+        if anywhere:
+            with suppress(OSError):
+                name = socket.gethostbyname(socket.gethostname())
+        return name, int(self._listening.getsockname()[1])
 
     def start(self, environment: Mapping[str, str]) -> None:
         """Start the worker; what it prints goes to a file."""
         command = [sys.executable, "-m", "catena.train.worker", str(self.folder / "spec.json")]
         paths = os.pathsep.join(filter(None, sys.path))
+        given = {**os.environ, "PYTHONPATH": paths, **environment}
+        handed = []
+        if self._listening is not None:
+            handed = [self._listening.fileno()]
+            given[LISTENING] = str(handed[0])
         with (self.folder / f"worker-{self.rank}.log").open("wb") as log:
             # In a session of its own: Ctrl-C is for the process that watches, which tells its workers once.
             self._child = subprocess.Popen(
@@ -133,9 +144,12 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": paths, **environment},
+                env=given,
                 start_new_session=True,
+                pass_fds=handed,
             )
+        if self._listening is not None:
+            self._listening.close()
 
     def poll(self) -> int | None:
         """Return the exit status, once it has ended."""
@@ -160,9 +174,9 @@ class LocalTeam:
 
     def __init__(self, folder: Path, processes: int) -> None:
         self._team = [Process(str(folder), rank) for rank in range(processes)]
-        _, port = self._team[0].address()
+        host, port = self._team[0].listen(anywhere=False)
         threads = max(1, (os.cpu_count() or 1) // processes)
-        for process, contract in zip(self._team, contracts(processes, "127.0.0.1", port), strict=True):
+        for process, contract in zip(self._team, contracts(processes, host, port), strict=True):
             process.start({"OMP_NUM_THREADS": str(threads), "LOCAL_RANK": contract["RANK"], **contract})
 
     def poll(self) -> list[int | None]:
@@ -193,26 +207,36 @@ class RayTeam:
         actor = self._ray.remote(num_cpus=1, num_gpus=gpus)(Process)
         path = str(folder.resolve())
         self._team = [actor.remote(path, rank) for rank in range(processes)]
-        host, port = self._ray.get(self._team[0].address.remote())
+        host, port = self._ray.get(self._team[0].listen.remote())
         # Ray gives each actor its own GPU as number 0.
         given = [{"LOCAL_RANK": "0", **contract} for contract in contracts(processes, host, port)]
         self._ray.get([process.start.remote(one) for process, one in zip(self._team, given, strict=True)])
 
     def poll(self) -> list[int | None]:
         """Return every worker's exit status."""
-        return list(self._ray.get([process.poll.remote() for process in self._team]))
+        return [self._asked(process.poll.remote(), LOST) for process in self._team]
 
     def stop(self, number: int) -> None:
         """Send a signal to all."""
-        self._ray.get([process.signal.remote(int(number)) for process in self._team])
+        for asked in [process.signal.remote(int(number)) for process in self._team]:
+            self._asked(asked, None)
 
     def close(self) -> None:
         """End whoever is left."""
-        self._ray.get([process.close.remote() for process in self._team])
+        for asked in [process.close.remote() for process in self._team]:
+            self._asked(asked, None)
         for process in self._team:
             self._ray.kill(process)
         if self._begun:
             self._ray.shutdown()
+
+    def _asked(self, answer: Any, otherwise: int | None) -> int | None:
+        """Return an actor's answer, or `otherwise` where its machine is gone."""
+        try:
+            found: int | None = self._ray.get(answer)
+        except self._ray.exceptions.RayActorError:
+            return otherwise
+        return found
 
 
 def contracts(processes: int, host: str, port: int) -> list[dict[str, str]]:
@@ -251,7 +275,12 @@ def _watch(team: LocalTeam | RayTeam, told: _Told) -> Sequence[int | None]:
             # The others are often about to fail as well, in the middle of an exchange with the one that is gone.
             _wait(team, MOURNING_S)
             ended = team.poll()
+            team.stop(signal.SIGUSR1)  # where the rest stands goes to its log
+            _wait(team, MOURNING_S / 20)
             return [code if before is None else before for before, code in zip(codes, ended, strict=True)]
+        if codes[0] == 0 and None in codes:
+            _wait(team, MOURNING_S)  # what there is to make is made; who has not ended by then is ended
+            return [code or 0 for code in team.poll()]
         if None not in codes:
             return codes
         time.sleep(LOOK_EVERY_S)
@@ -270,20 +299,27 @@ def _first_problem(folder: Path, codes: Sequence[int | None]) -> BaseException:
         path = folder / f"error-{rank}.json"
         if path.exists():
             told.append((rank, json.loads(path.read_text())))
+        elif code == LOST:
+            return ProcessLost(
+                f"the machine of process {rank} of the training is gone",
+                hint="The same command goes on from the last checkpoint, on the machines that are left.",
+            )
         elif code is not None and code < 0:
             name = signal.Signals(-code).name
+            hint = "Most often memory ran out." if code == -signal.SIGKILL else _last_words(folder, rank)
             return EnvironmentProblem(
                 f"process {rank} of the training was ended by {name}",
-                hint="Most often memory ran out. The same command goes on from the last checkpoint.",
+                hint=f"{hint} The same command goes on from the last checkpoint.",
             )
     if not told:
         if any(code == 130 for code in codes):
             return KeyboardInterrupt("a process of the training was stopped")
+        rank = next(rank for rank, code in enumerate(codes) if code)
         return EnvironmentProblem(
-            f"processes of the training ended with the statuses {list(codes)}", hint=f"{folder} has what they said."
+            f"processes of the training ended with the statuses {list(codes)}", hint=_last_words(folder, rank)
         )
-    rank, first = min(told, key=lambda item: (item[1]["class"] == "", item[1]["at"]))
-    kind = getattr(errors, first["class"], CatenaError) if first["class"] else CatenaError
+    rank, first = min(told, key=lambda item: (item[1]["follows"], item[1]["class"] == "", item[1]["at"]))
+    kind = ProcessLost if first["follows"] else getattr(errors, first["class"] or "CatenaError")
     raised: CatenaError = kind(first["message"], hint=first["hint"])
     if not first["class"]:
         raised = CatenaError(
@@ -291,3 +327,11 @@ def _first_problem(folder: Path, codes: Sequence[int | None]) -> BaseException:
             hint=f"The traceback is in {folder / f'worker-{rank}.log'}.",
         )
     return raised
+
+
+def _last_words(folder: Path, rank: int) -> str:
+    """Return the end of a worker's output, and where the rest is."""
+    path = folder / f"worker-{rank}.log"
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    said = " | ".join(line.strip() for line in lines if line.strip())[-LAST_WORDS:] if lines else ""
+    return f"{path} has what it said{f', at the end: {said}' if said else ''}."

@@ -32,6 +32,7 @@ from catena.train.guard import GuardState, MemoryShort, gone_back, halved, judge
 from catena.train.memory import MemoryWatch
 from catena.train.objectives import next_token_loss
 from catena.train.parallel.make import make_strategy
+from catena.train.parallel.rendezvous import saying_who_is_lost
 from catena.train.parallel.strategy import Objective, Piece, WorkerDone
 from catena.train.precision import LossScale, choose_device, finished, prepare, settle_precision
 from catena.train.settings import TrainConfig
@@ -82,17 +83,18 @@ def train(ctx: Context, model: Any, plan: Plan, config: TrainConfig) -> Counters
     """Train `model` in place to the end of the plan; goes on from a checkpoint in `ctx.workdir`.
 
     SIGTERM and Ctrl-C leave a checkpoint and raise `KeyboardInterrupt`. Raises `DataError` when the training diverges,
-    and `WorkerDone` at the end of every process but the main one.
+    `ProcessLost` when another of its processes is gone, and `WorkerDone` at the end of every one but the main one.
     """
-    training = Training(ctx, model, plan, config)
-    try:
-        with stop_after_step() as stopped:
-            while not training.done:
-                training.step()
-                training.keep(stopped())
-        return training.end()
-    finally:
-        training.close()
+    with saying_who_is_lost():
+        training = Training(ctx, model, plan, config)
+        try:
+            with stop_after_step() as stopped:
+                while not training.done:
+                    training.step()
+                    training.keep(stopped())
+            return training.end()
+        finally:
+            training.close()
 
 
 class Training:

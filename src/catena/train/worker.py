@@ -6,6 +6,7 @@ Every process runs the same stage. The main one leaves its events and its result
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -26,7 +27,7 @@ from catena.core.stage import Context, Stage, stage_of
 from catena.core.types import ARTIFACT, ArtifactBase
 from catena.hub.files import write_atomically
 from catena.hub.store import open_store
-from catena.train.parallel.contract import WorkerDone, world_of_environment
+from catena.train.parallel.contract import ProcessLost, WorkerDone, world_of_environment
 
 
 def run(spec: Path) -> int:
@@ -47,10 +48,11 @@ def run(spec: Path) -> int:
             "class": type(error).__name__ if known else "",
             "message": str(error) if known else f"{type(error).__name__}: {error}",
             "hint": error.hint if isinstance(error, CatenaError) else "",
+            "follows": isinstance(error, ProcessLost),
             "at": time.time(),
         }
-        write_atomically(spec.parent / f"error-{rank}.json", json.dumps(told).encode())
         traceback.print_exc()
+        write_atomically(spec.parent / f"error-{rank}.json", json.dumps(told).encode())
         return error.exit_code if isinstance(error, CatenaError) else 1
     return 0
 
@@ -105,6 +107,8 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise UsageError("a worker takes one spec", hint="python -m catena.train.worker SPEC.json")
     end_with_parent()
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # the launcher asks where a process stands before it ends it
     signal.signal(signal.SIGTERM, _interrupted)
     sys.exit(run(Path(sys.argv[1])))
 

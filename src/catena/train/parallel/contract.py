@@ -11,10 +11,13 @@ It is torchrun's. All processes run the same stage with the same config, inputs,
 from __future__ import annotations
 
 import os
+import socket
 
-from catena.core.errors import ConfigError
+from catena.core.errors import ConfigError, EnvironmentProblem
 from catena.train.parallel.settings import ParallelConfig
 
+LISTENING = "CATENA_LISTENING"
+"""Names the file descriptor of a socket on which the main process is listened for already, where there is one."""
 NAMES = ("pipeline", "data", "context", "tensor")
 TESTED = (
     ("ddp", "tensor"),
@@ -31,6 +34,15 @@ class WorkerDone(BaseException):
 
     Not an `Exception`: whatever a stage catches, it goes through to the worker.
     """
+
+
+class ProcessLost(EnvironmentProblem):
+    """Another process of the training has ended or does not answer. What ended it stands in what *that* one said."""
+
+
+def listen(host: str = "127.0.0.1") -> socket.socket:
+    """Listen on a port that the system chooses, for a main process that is started later."""
+    return socket.create_server((host, 0), backlog=4096)
 
 
 def sizes_of(config: ParallelConfig, world: int) -> tuple[int, int, int, int]:

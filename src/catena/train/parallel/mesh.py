@@ -14,19 +14,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from catena.core.errors import EnvironmentProblem
+from catena.train.parallel import rendezvous
 from catena.train.parallel.contract import NAMES, sizes_of, world_of_environment
 from catena.train.parallel.settings import ParallelConfig
-
-PATIENCE = timedelta(minutes=30)
-"""How long a process waits for the others: one of them may still be reading, or saving, much."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +56,10 @@ def join(config: ParallelConfig, device: torch.device) -> Mesh:
     """Meet the other processes and return this one's place. Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
     rank, world = world_of_environment()
     sizes = sizes_of(config, world)
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise EnvironmentProblem(
-            f"{' and '.join(missing)} are not set, though WORLD_SIZE is {world}",
-            hint="Start the training with `catena train --processes`, or with torchrun.",
-        )
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        rendezvous.begin("nccl" if device.type == "cuda" else "gloo", config.patience_s)
     devices = init_device_mesh(device.type, sizes, mesh_dim_names=NAMES)
     pipeline, data, context, tensor = (_axis(devices[name], name) for name in NAMES)
     if data.size > 1 and context.size > 1:

@@ -18,24 +18,22 @@ import os
 import socket
 import struct
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
 
-from catena.core.errors import EnvironmentProblem
 from catena.train.batches import Batch
 from catena.train.optim import make_optimizer
-from catena.train.parallel.contract import token_of_environment, world_of_environment
+from catena.train.parallel import rendezvous
+from catena.train.parallel.contract import ProcessLost, token_of_environment, world_of_environment
 from catena.train.parallel.strategy import Objective, Piece, Strategy
 from catena.train.precision import precision
 from catena.train.settings import TrainConfig
 
-PATIENCE_S = 1800.0
-"""How long a process waits for the others."""
 LARGEST_HEADER = 4096
 
 
@@ -70,9 +68,7 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 class Server:
     """Weights and optimizer, stepped by whoever sends a gradient."""
 
-    def __init__(
-        self, model: nn.Module, config: TrainConfig, address: tuple[str, int], workers: int, token: str
-    ) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, host: str, workers: int, token: str) -> None:
         self.model, self.optimizer = model, make_optimizer(model, config)
         self.weights = {name: held for name, held in model.named_parameters() if held.requires_grad}
         self.most = 2 * sum(held.numel() * held.element_size() for held in self.weights.values()) + 2**20
@@ -82,7 +78,9 @@ class Server:
         self.lock = threading.Condition()
         self._clocks: dict[int, int] = {}
         self._ended: set[int] = set()
-        self._socket = socket.create_server(address)
+        self._patience_s = config.parallel.patience_s
+        self._socket = socket.create_server((host, 0))
+        self.address: tuple[str, int] = (host, self._socket.getsockname()[1])
         threading.Thread(target=self._accept, name="parameter server", daemon=True).start()
 
     def _accept(self) -> None:
@@ -120,7 +118,7 @@ class Server:
             if gradients:
                 self._step(gradients, float(header["rate"]))
             clock = self._clocks[rank] = int(header["clock"])
-            if not self.lock.wait_for(lambda: self._may_go_on(clock), PATIENCE_S):
+            if not self.lock.wait_for(lambda: self._may_go_on(clock), self._patience_s):
                 raise ConnectionError("the others have stopped")
             self.lead = max(self.lead, clock - self._slowest(clock))
             weights = {name: held.detach().clone() for name, held in self.weights.items()}
@@ -142,9 +140,14 @@ class Server:
         self.optimizer.step()
 
     def wait(self) -> None:
-        """Wait until all but the process of the server itself have ended."""
+        """Wait until all but the process of the server itself have ended. Raises `ProcessLost` where one does not."""
         with self.lock:
-            self.lock.wait_for(lambda: len(self._ended | {0}) >= self.workers, PATIENCE_S)
+            if not self.lock.wait_for(lambda: len(self._ended | {0}) >= self.workers, self._patience_s):
+                left = sorted(set(range(1, self.workers)) - self._ended)
+                raise ProcessLost(
+                    f"processes {left} of the training have not ended within {self._patience_s:.0f} s of the main one",
+                    hint="Look at what they said. The same command goes on from the last checkpoint.",
+                )
 
     def close(self) -> None:
         """Take no more connections."""
@@ -172,8 +175,8 @@ class Served(torch.optim.Optimizer):
             header = {"clock": self._clock, "rate": self.param_groups[0]["lr"]}
             self._strategy.wire.bytes += send(self._connection, header, gradients)
             _, weights = receive(self._connection, self._most)
-        except ConnectionError as error:
-            raise EnvironmentProblem(
+        except OSError as error:
+            raise ProcessLost(
                 "the parameter server is gone", hint="Look at what the main process said; the same command goes on."
             ) from error
         for name, held in self._weights.items():
@@ -193,11 +196,13 @@ class ByServer(Strategy):
     def place(self, model: Any) -> Any:
         """Start the server (on the main process) and meet it."""
         model = model.to(self.device).train()
-        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        token = token_of_environment()
+        token, patience_s = token_of_environment(), self.config.parallel.patience_s
+        self._store = rendezvous.store(patience_s)
         if self.main:
-            self.server = Server(copy.deepcopy(model), self.config, address, self.workers, token)
-        self._connection = _connect(address)
+            host = os.environ["MASTER_ADDR"]
+            self.server = Server(copy.deepcopy(model), self.config, host, self.workers, token)
+            self._store.set("server", json.dumps(self.server.address))
+        self._connection = _connect(self._store, patience_s)
         send(self._connection, {"token": token, "rank": self.rank})
         return model
 
@@ -254,18 +259,16 @@ class ByServer(Strategy):
             self.server.close()
 
 
-def _connect(address: tuple[str, int]) -> socket.socket:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            connection = socket.create_connection(address)
-        except ConnectionRefusedError as error:
-            if time.monotonic() > deadline:
-                raise EnvironmentProblem(
-                    f"no parameter server answers at {address[0]}:{address[1]}",
-                    hint="Look at what the main process said.",
-                ) from error
-            time.sleep(0.05)
-        else:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return connection
+def _connect(store: Store, patience_s: float) -> socket.socket:
+    """Connect to the server at the address that it left in the store."""
+    try:
+        host, port = json.loads(store.get("server"))
+        connection = socket.create_connection((host, port), timeout=patience_s)
+    except (RuntimeError, OSError) as error:
+        raise ProcessLost(
+            f"no parameter server answered within {patience_s:.0f} s", hint="Look at what the main process said."
+        ) from error
+    # The server itself waits as long for the slowest of all before it answers.
+    connection.settimeout(2 * patience_s)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection

@@ -36,3 +36,5 @@ class ParallelConfig(Config):
     """How gradients are made small before data-parallel processes exchange them."""
     rank: int = Field(default=4, ge=1)
     """Rank of PowerSGD's factors (arXiv 1905.13727)."""
+    patience_s: float = Field(default=600.0, gt=0)
+    """Seconds that a process waits for the others, at the start and in each exchange, before it gives them up."""
