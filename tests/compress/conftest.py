@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from catena.core.types import ModelVersion
+from catena.core.sample import Sample, sample_id
+from catena.core.types import DatasetVersion, ModelVersion
 from catena.hub.store import Store
 from catena.models import checkpoint
 from catena.models.presets import build
@@ -26,3 +28,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(store: Store, model_folder: Path) -> ModelVersion:
     """That model in the test's store."""
     return store.put_model(model_folder, license="CC0-1.0", **checkpoint.describe(model_folder))
+
+
+@pytest.fixture
+def text(store: Store) -> DatasetVersion:
+    """Documents to calibrate with."""
+    random = Random(3)
+    with store.new_dataset("document") as out:
+        for number in range(40):
+            words = " ".join(random.choices(["one", "two", "three", "四", "五", "六"], k=40))
+            out.add(Sample(sample_id(number), {"text": words}, source="test:", split="train"))
+        return out.commit()

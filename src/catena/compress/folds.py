@@ -9,6 +9,7 @@ as it was. A norm whose output something else reads too, a query, a gate behind 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from catena.compress.blocks import Block
 
 TOLERANCE = 1e-3
 """Largest relative change of a block's output (float32) that counts as none."""
+LARGE = 10.0
+"""Size of a linear layer's outputs at which no curve of a feed-forward is straight."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,13 @@ class Fold:
 
 def find(block: Block) -> list[Fold]:
     """Return the folds of a block, norms first."""
-    before = block.once()
-    norms = [fold for fold in _after_norms(block) if _holds(block, fold, before)]
+    norms = [fold for fold in _after_norms(block) if _holds(block, fold)]
     found, seen = [], set()
     for fold in norms:  # plain norms come before those with an offset
         if fold.source not in seen:
             found.append(fold)
             seen.add(fold.source)
-    return found + [fold for fold in _between_linears(block) if _holds(block, fold, before)]
+    return found + [fold for fold in _between_linears(block) if _holds(block, fold)]
 
 
 def _after_norms(block: Block) -> list[Fold]:
@@ -103,20 +105,39 @@ def _between_linears(block: Block) -> list[Fold]:
     ]
 
 
-def _holds(block: Block, fold: Fold, before: Tensor) -> bool:
-    """Tell whether a block's output stays when channels are scaled by random factors between 1/2 and 2."""
+def _holds(block: Block, fold: Fold) -> bool:
+    """Tell whether a block's output stays when channels are scaled by random factors between 1/2 and 2.
+
+    What a linear layer gives is made large before: the small numbers of a young model pass a curve as if it were
+    straight.
+    """
     names = (fold.source, *fold.layers)
-    saved = {
-        name: {key: value.clone() for key, value in block.module.get_submodule(name).state_dict().items()}
-        for name in names
-    }
+    saved = {name: copy.deepcopy(block.module.get_submodule(name).state_dict()) for name in names}
     first: Any = block.module.get_submodule(fold.layers[0])
-    random = torch.Generator().manual_seed(0)
-    scale = 2.0 ** (2 * torch.rand(first.in_features, generator=random) - 1)
-    fold.apply_(block.module, scale.to(first.weight))
-    change = block.once() - before
-    for name, state in saved.items():
-        block.module.get_submodule(name).load_state_dict(state)
-    # Against what the block adds: the stream that runs past it may be much larger.
-    added = (before - block.hidden[0]).norm()
-    return bool(change.norm() <= TOLERANCE * added)
+    scale = 4.0 ** (torch.rand(first.in_features, generator=torch.Generator().manual_seed(0)) - 0.5)
+    try:
+        if not fold.norm:
+            _enlarge(block, fold.source)
+        before = block.once()
+        fold.apply_(block.module, scale.to(first.weight))
+        change = block.once() - before
+    finally:
+        for name, state in saved.items():
+            block.module.get_submodule(name).load_state_dict(state)
+    # Against what the block adds to one token and not to another: the rest may be much larger.
+    added = before - block.hidden[0]
+    return bool(change.norm() <= TOLERANCE * (added - added.mean(dim=1, keepdim=True)).norm())
+
+
+def _enlarge(block: Block, source: str) -> None:
+    """Scale a linear layer so that its outputs differ by `LARGE` from token to token."""
+    sizes: list[float] = []
+    layer: Any = block.module.get_submodule(source)
+    hook = layer.register_forward_hook(lambda _, __, out: sizes.append(float(out.flatten(0, -2).std(dim=0).mean())))
+    try:
+        block.once()
+    finally:
+        hook.remove()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(LARGE / max(sizes[0], 1e-12))

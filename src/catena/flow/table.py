@@ -50,6 +50,8 @@ STAGES = Registry(
         "train.seq2seq": "catena.train.seq2seq:seq2seq",
         "train.merge": "catena.train.merge:merge",
         "compress.quantize": "catena.compress.quantize:quantize",
+        "compress.prune": "catena.compress.prune:prune",
+        "compress.fuse": "catena.compress.fuse:fuse",
         # models to scores and decisions
         "evaluate.perplexity": "catena.evaluate.perplexity:perplexity",
         "evaluate.answers": "catena.evaluate.answers:answers",
