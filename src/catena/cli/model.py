@@ -88,6 +88,12 @@ def serve(
     options: Annotated[
         list[str] | None, typer.Option("--engine", metavar="A=C", help="Change how it runs: max_running=16.")
     ] = None,
+    called: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="What requests call it.  [default: its own name]")
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(metavar="N", help="So many processes of it behind one address; see `catena up`.")
+    ] = None,
     hosts: Annotated[
         list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A further name that it answers to.")
     ] = None,
@@ -106,9 +112,16 @@ def serve(
 
     session = session_of(context)
     switched = [f"govern.{name}.on=true" for name, on in (("auth", auth),) if on]
-    everything, name = session.settings((*(assignments or ()), *switched)), model.partition("@")[0]
+    everything, name = session.settings((*(assignments or ()), *switched)), called or model.partition("@")[0]
     settings, rules = everything.serve, everything.govern
     settings = settings.model_copy(update={"hosts": (*settings.hosts, *(hosts or ()))})
+    if replicas is not None:
+        from catena.cli.deploy import of_one_model, run_gateway
+
+        place = (host or settings.host, settings.port if port is None else port)
+        one = {"model": model, "adapters": dict(_pairs(adapters or ())), "engine": override({}, options or ())}
+        run_gateway(session, of_one_model(name, one, replicas, place, everything))
+        return
     with session.open() as workspace, workspace.store.lock("gc", shared=True):
         version = workspace.store.resolve(model, ModelVersion)
         beside = {key: workspace.store.resolve(ref, ModelVersion) for key, ref in _pairs(adapters or ())}
@@ -156,6 +169,7 @@ def _ready(session: Session, name: str, digest: str, url: str) -> None:
 SERVE_EXAMPLES = """\
   catena serve python-helper@production
   catena serve python-helper --host 0.0.0.0 --port 9000 --auth
+  catena serve python-helper --replicas 2
   catena serve base --adapter french=french-lora --engine cache_format=int8
   catena serve python-helper --allow-host models.example --set serve.max_connections=4000"""
 CHAT_EXAMPLES = """\

@@ -103,6 +103,10 @@ EXTRA_OF: dict[str, str] = {
     "openai": "chat",
     "psycopg": "postgres",
     "s3fs": "s3",
+    "aiohttp": "gateway",
+    "limits": "gateway",
+    "redis": "gateway",
+    "opentelemetry": "otel",
 }
 
 

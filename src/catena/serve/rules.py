@@ -27,6 +27,9 @@ RULES: Mapping[str, Rule] = {
     "/v1/models": "models",
     "/v1/models/{name:path}": "models",
     "/health": "public",
+    "/ready": "public",
+    "/admin/releases": "releases",
+    "/admin/releases/{model:path}": "releases",
     "/metrics": "metrics",
     "/openapi.json": "public",
 }

@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any
 
 import uvicorn
@@ -80,16 +80,18 @@ def serve(
     config: ServeConfig | None = None,
     on_ready: Callable[[str], None] | None = None,
     grace_seconds: int = GRACE_S,
+    beside: AbstractAsyncContextManager[None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then take nothing new, finish what runs for at most `grace_seconds`, and return.
 
-    A second SIGINT ends at once. `on_ready` gets the URL when requests are taken. Call it from the main thread.
+    A second SIGINT ends at once. `on_ready` gets the URL when requests are taken. `beside` is entered before the first
+    request and left after the last, in the same event loop. Call it from the main thread.
     """
     server = _Server(_config(app, listener, grace_seconds, config), listener, on_ready)
     signals = (signal.SIGTERM, signal.SIGINT)
     previous = [signal.signal(one, server.handle_exit) for one in signals]
     try:
-        asyncio.run(server.serve(sockets=[listener]))
+        asyncio.run(_beside(server, listener, beside))
     finally:
         for one, handler in zip(signals, previous, strict=True):
             signal.signal(one, handler)
@@ -104,6 +106,7 @@ def background(
     port: int = 0,
     config: ServeConfig | None = None,
     grace_seconds: int = 5,
+    beside: AbstractAsyncContextManager[None] | None = None,
 ) -> Iterator[str]:
     """Serve from a thread while the block runs; gives the URL."""
     listener = listen(host, port)
@@ -113,7 +116,7 @@ def background(
 
     def run() -> None:
         try:
-            asyncio.run(server.serve(sockets=[listener]))
+            asyncio.run(_beside(server, listener, beside))
         except BaseException as error:  # noqa: BLE001  handed to the caller, who waits for it
             failure.append(error)
         finally:
@@ -129,6 +132,11 @@ def background(
         server.should_exit = True
         thread.join(grace_seconds + START_S)
         listener.close()
+
+
+async def _beside(server: _Server, listener: socket.socket, beside: AbstractAsyncContextManager[None] | None) -> None:
+    async with beside or nullcontext():
+        await server.serve(sockets=[listener])
 
 
 def _config(app: ASGIApp, listener: socket.socket, grace_seconds: int, config: ServeConfig | None) -> uvicorn.Config:

@@ -1,0 +1,139 @@
+"""Command about many replicas: up. The gateway runs in this process, each replica in one of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from catena.cli.session import Session, session_of
+from catena.core.errors import NotFound
+from catena.core.registry import require
+
+if TYPE_CHECKING:
+    from starlette.middleware import Middleware
+
+    from catena.serve.gateway.config import DeployConfig, ModelConfig
+    from catena.settings import Settings
+
+
+def up(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="DEPLOY", help="What to serve, and how: a deploy.yaml.")],
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value: models.helper.replicas.max=4.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Read the file, and start nothing.")] = False,
+) -> None:
+    """Start a gateway with replicas of models behind one address, and keep them well until Ctrl-C."""
+    from catena.serve.gateway.config import read_deploy
+
+    session = session_of(context)
+    config = read_deploy(file, tuple(assignments or ()))
+    if check:
+        session.out.value(config.model_dump(mode="json")) if session.out.json else session.out.line(f"{file} is good")
+        return
+    run_gateway(session, config)
+
+
+def of_one_model(
+    name: str, model: Mapping[str, Any], replicas: int, place: tuple[str, int], settings: Settings
+) -> DeployConfig:
+    """Return the deployment of so many replicas of one model."""
+    from catena.core.config import parse
+    from catena.serve.config import ServeConfig
+    from catena.serve.gateway.config import DeployConfig
+
+    bounds = {field: getattr(settings.serve, field) for field in ServeConfig.model_fields}
+    one = {**model, "replicas": {"min": replicas, "max": replicas}}
+    values = {"host": place[0], "port": place[1], "models": {name: one}, "http": bounds, "govern": settings.govern}
+    return parse(DeployConfig, values, where="serve --replicas")
+
+
+def run_gateway(session: Session, config: DeployConfig) -> None:
+    """Serve until a signal comes. Raises what keeps the replicas from starting."""
+    require("aiohttp")
+    from catena.serve.gateway.app import Gateway
+    from catena.serve.governed import require_auth_beyond
+    from catena.serve.server import listen, serve, url_of
+
+    with ExitStack() as stack:
+        root, pinned, middleware = _opened(session, config, stack)
+        listener = stack.enter_context(closing(listen(config.host, config.port)))
+        require_auth_beyond(listener, config.govern)
+
+        def ready() -> None:
+            url, names = f"{url_of(listener)}/v1", list(config.models)
+            if session.out.json:
+                session.out.value({"url": url, "models": names})
+            else:
+                session.out.line(f"{', '.join(names)} at {url}  (Ctrl-C ends)")
+
+        def command(name: str, model: ModelConfig) -> Sequence[str]:
+            return model.script or serve_command(name, pinned[name], model, root)
+
+        for name, model in config.models.items():
+            if model.owned:
+                session.out.note(f"starting {model.replicas.min} of {name}")
+        gateway = Gateway(
+            config,
+            state=(root or Path.cwd()) / config.state,
+            commands=command,
+            on_ready=ready,
+            on_problem=lambda: os.kill(os.getpid(), signal.SIGTERM),
+            middleware=middleware,
+        )
+        serve(gateway, listener, config=config.http, beside=gateway.running())
+    if gateway.problem is not None:
+        raise gateway.problem
+
+
+def _opened(
+    session: Session, config: DeployConfig, stack: ExitStack
+) -> tuple[Path | None, dict[str, str], Sequence[Middleware]]:
+    """Open the workspace for as long as `stack`; returns its folder, the digest of each stored model (a tag that moves
+    must not make replicas differ), and what governs. Only a deployment that needs none goes without a workspace."""
+    from catena.core.types import ModelVersion
+    from catena.serve.governed import governed
+
+    govern = config.govern
+    needed = any(model.model for model in config.models.values())
+    try:
+        store = stack.enter_context(session.open()).store
+    except NotFound:
+        if needed or govern.auth.on or govern.audit.on or govern.moderation.on:
+            raise
+        return None, {}, ()
+    digests = {}
+    for name, model in config.models.items():
+        if model.model:
+            digests[name] = store.resolve(model.model, ModelVersion).digest
+        for adapter in model.adapters.values():
+            store.resolve(adapter, ModelVersion)
+    return store.root, digests, stack.enter_context(governed(store, govern, config.http))
+
+
+def serve_command(name: str, digest: str, model: ModelConfig, root: Path | None) -> Sequence[str]:
+    """Return how a replica of a stored model is started; keys and audit are the gateway's."""
+    words = ["catena", "serve", digest, "--as", name, "--host", "127.0.0.1", "--port", "0", "--json"]
+    words += ["--workspace", str(root)] if root else []
+    for part in ("auth", "audit", "moderation"):
+        words += ["--set", f"govern.{part}.on=false"]
+    for adapter, ref in model.adapters.items():
+        words += ["--adapter", f"{adapter}={ref}"]
+    for option, value in model.engine.items():
+        words += ["--engine", f"{option}={json.dumps(value)}"]
+    return words
+
+
+UP_EXAMPLES = """\
+  catena up deploy.yaml
+  catena up deploy.yaml --set models.helper.replicas.max=4 --set port=9000
+  catena up deploy.yaml --check"""
+COMMANDS = (("up", up, UP_EXAMPLES),)

@@ -1,0 +1,337 @@
+"""The gateway as an ASGI application, and what runs beside it: replicas, their number, names that are looked up.
+
+POST the model routes           serve/gateway/relay.py
+GET  /v1/models, /v1/models/{id}
+GET  /health                    200 as long as this process works
+GET  /ready                     200 while every model has a replica that answers, and nothing is shutting down
+GET  /metrics                   its own counts, those of every replica, and GPUs
+     /admin/...                 serve/gateway/admin.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from catena.core.errors import CatenaError, EnvironmentProblem, RemoteError, did_you_mean
+from catena.serve.errors import answer_to, http_exception, unexpected
+from catena.serve.gateway import gpus, meters
+from catena.serve.gateway.ask import ROUTES
+from catena.serve.gateway.cache import Cache
+from catena.serve.gateway.caching import open_answers
+from catena.serve.gateway.call import Call
+from catena.serve.gateway.config import DeployConfig, ModelConfig
+from catena.serve.gateway.exchange import open_session
+from catena.serve.gateway.limits import Limits
+from catena.serve.gateway.meters import Counter, Meters
+from catena.serve.gateway.pool import Pool
+from catena.serve.gateway.relay import Relay
+from catena.serve.gateway.scaling import Load, Scaler
+from catena.serve.gateway.semantic import Semantic
+from catena.serve.gateway.traces import Traces
+from catena.serve.hosts import LoopbackHosts
+from catena.serve.middleware.exchange import principal_of
+from catena.serve.rules import require_rules
+from catena.serve.wire import WireError
+
+logger = logging.getLogger(__name__)
+TICK_S = 1.0
+DNS_S = 5.0
+SCRAPE_S = 2.0
+FIRST_STARTS = 3
+Commands = Callable[[str, ModelConfig], Sequence[str]]
+
+
+class Gateway:
+    """Everything behind one address. `running` is entered beside the server."""
+
+    def __init__(
+        self,
+        config: DeployConfig,
+        *,
+        state: Path,
+        commands: Commands,
+        on_ready: Callable[[], None] | None = None,
+        on_problem: Callable[[], None] | None = None,
+        traces: Traces | None = None,
+        middleware: Sequence[Middleware] = (),
+    ) -> None:
+        self.config, self.state, self._commands = config, state, commands
+        self._on_ready, self._on_problem = on_ready, on_problem
+        self.problem: CatenaError | None = None
+        """Why the gateway gave up: a model whose replicas do not start."""
+        self.meters = Meters()
+        self.pools = {name: self.new_pool(name, model) for name, model in config.models.items()}
+        self.limits = Limits(config.limits)
+        self.traces = traces or Traces(config.telemetry)
+        cache = config.cache
+        semantic = cache.semantic
+        near = Semantic(self._embed, semantic.similarity, semantic.entries, cache.ttl_s) if semantic.model else None
+        answers = open_answers(cache.store, state, cache.ttl_s, cache.max_bytes)
+        self.cache = Cache(answers, self.digest_of, self.meters, near)
+        self.session: aiohttp.ClientSession = None  # type: ignore[assignment]  # opened by `running`
+        self.draining = False
+        self._began = int(time.time())
+        self._tasks: list[asyncio.Task[None]] = []
+        self._relay = Relay(self)
+        self._pages = self._routes()
+        self.app: ASGIApp = self._dispatch
+        for kind in reversed((Middleware(LoopbackHosts, names=config.http.hosts), *middleware)):
+            self.app = kind.cls(self.app, *kind.args, **kind.kwargs)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        await self.app(scope, receive, send)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The hot routes are found without a router.
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ROUTES:
+            await self._relay(scope, receive, send)
+        else:
+            await self._pages(scope, receive, send)
+
+    # -- what runs beside it -----------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start replicas and keep them; at the end let them finish and go."""
+        self.session = open_session(self.config.routing)
+        try:
+            for name, pool in self.pools.items():
+                self.start_pool(pool, self.config.models[name])
+            self._tasks.append(asyncio.create_task(self._until_ready()))
+            yield
+        finally:
+            self.draining = True
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*(pool.close() for pool in self.pools.values()))
+            await self.session.close()
+            await self.cache.close()
+            await self.limits.close()
+            await asyncio.to_thread(self.traces.close)
+
+    def new_pool(self, name: str, model: ModelConfig) -> Pool:
+        """Return a pool for a model; nothing is started yet."""
+        command = self._commands(name, model) if model.owned else ()
+        return Pool(name, model, self.config.routing, self.config.breaker, command)
+
+    def start_pool(self, pool: Pool, model: ModelConfig) -> None:
+        """Start a pool's replicas, and what keeps their number right."""
+        pool.begin(self.session)
+        if model.owned:
+            pool.resize(model.replicas.min)
+            self._tasks.append(asyncio.create_task(self._scale(pool, model)))
+        elif model.dns:
+            self._tasks.append(asyncio.create_task(_look_up(pool, model.dns)))
+        else:
+            pool.point_at(model.urls)
+
+    async def _scale(self, pool: Pool, model: ModelConfig) -> None:
+        scaler = Scaler(model.replicas)
+        while True:
+            await asyncio.sleep(TICK_S)
+            before = scaler.wanted
+            load = Load(len(pool.ready()), pool.running + pool.waiting, pool.latency())
+            wanted = scaler.decide(load, time.monotonic())
+            if wanted != before:
+                logger.info("%s: %d replicas instead of %d (%s)", pool.name, wanted, before, load)
+                pool.resize(wanted)
+
+    async def _until_ready(self) -> None:
+        waiting = asyncio.gather(*(pool.until_ready(min(1, pool.config.replicas.min)) for pool in self.pools.values()))
+        while not waiting.done():
+            await asyncio.wait({waiting}, timeout=0.2)
+            for pool in self.pools.values():
+                for slot in pool.slots.values():
+                    if pool.config.owned and slot.restarts >= FIRST_STARTS and not pool.ready():
+                        waiting.cancel()
+                        self.problem = EnvironmentProblem(f"{pool.name} does not start", hint=slot.problem)
+                        if self._on_problem is not None:
+                            self._on_problem()
+                        return
+        if self._on_ready is not None:
+            self._on_ready()
+
+    # -- what the relay asks -----------------------------------------------------------------------------------------
+
+    def route(self, call: Call) -> tuple[Pool, str]:
+        """Return whose replicas answer a request, and what its model's name ends with (an adapter)."""
+        name = call.ask.model
+        if (pool := self.pools.get(name)) is not None:
+            return pool, ""
+        base, _, adapter = name.rpartition(":")
+        if adapter and base in self.pools and adapter in self.config.models[base].adapters:
+            return self.pools[base], f":{adapter}"
+        hint = did_you_mean(name, self.names())
+        raise WireError(f"the model {name!r} does not exist. {hint}", param="model", code="model_not_found", status=404)
+
+    def names(self) -> list[str]:
+        """Return every model, each followed by what it is with an adapter."""
+        return [
+            name
+            for base, model in self.config.models.items()
+            for name in (base, *(f"{base}:{adapter}" for adapter in model.adapters))
+        ]
+
+    def digest_of(self, call: Call) -> str:
+        """Return what the weights are that answer a request; nothing where nobody says it."""
+        base, _, adapter = call.ask.model.partition(":")
+        pool = self.pools.get(call.ask.model) or self.pools.get(base)
+        if pool is None:
+            return ""
+        digests = {one.digest for one in pool.ready()}
+        if len(digests) != 1 or not (digest := digests.pop()):
+            return ""
+        return f"{digest}+{adapter}={pool.config.adapters[adapter]}" if adapter in pool.config.adapters else digest
+
+    async def ended(self, call: Call) -> None:
+        """Count a request that is over."""
+        known = call.ask.model if call.status != 404 else ""
+        self.meters.requests.add(call.ask.route, known, str(call.status))
+        self.meters.seconds.add(call.ask.route, known, of=time.monotonic() - call.began)
+        if call.first_s:
+            self.meters.first.add(known, of=call.first_s)
+        if call.status < 300 and not call.cached:
+            prompt, written = call.tokens()
+            self.meters.tokens.add(known, "prompt", by=prompt)
+            self.meters.tokens.add(known, "answer", by=written)
+        if call.cut:
+            self.meters.cut.add(known)
+
+    async def _embed(self, text: str) -> list[float]:
+        """Return a text's vector by the model of the semantic cache."""
+        pool = self.pools[self.config.cache.semantic.model]
+        async with pool.lease(text.encode(), len(text) / 8, b"", ()) as lease:
+            body = {"model": lease.backend.served or pool.name, "input": text}
+            try:
+                async with self.session.post(f"{lease.backend.url}/v1/embeddings", json=body) as response:
+                    data = orjson.loads(await response.read())
+                    if response.status != 200:
+                        raise RemoteError(f"the embedding model answered {response.status}")
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise RemoteError(f"the embedding model did not answer: {error}") from error
+            lease.record(good=True)
+            return [float(value) for value in data["data"][0]["embedding"]]
+
+    # -- pages -------------------------------------------------------------------------------------------------------
+
+    def _routes(self) -> Starlette:
+        routes = [
+            *(Route(path, self._relay, methods=["POST"]) for path in ROUTES),
+            Route("/v1/models", self._list_models),
+            Route("/v1/models/{name:path}", self._show_model),
+            Route("/health", self._health),
+            Route("/ready", self._ready),
+            Route("/metrics", self._metrics),
+        ]
+        require_rules(routes)
+        return Starlette(routes=routes, exception_handlers={HTTPException: http_exception, Exception: unexpected})
+
+    async def _list_models(self, request: Request) -> Response:
+        asker = principal_of(request.scope)
+        names = [name for name in self.names() if asker is None or asker.may_use(name)]
+        return JSONResponse({"object": "list", "data": [self._body(name) for name in names]})
+
+    async def _show_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.names():
+            hint = did_you_mean(name, self.names())
+            message = f"the model {name!r} does not exist. {hint}"
+            return answer_to(WireError(message, param="model", code="model_not_found", status=404))
+        return JSONResponse(self._body(name))
+
+    def _body(self, name: str) -> dict[str, object]:
+        return {"id": name, "object": "model", "created": self._began, "owned_by": "catena"}
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok", "models": {name: len(pool.ready()) for name, pool in self.pools.items()}})
+
+    async def _ready(self, request: Request) -> Response:
+        good = not self.draining and all(pool.ready() or not pool.config.replicas.min for pool in self.pools.values())
+        replicas = {
+            name: [
+                {"id": slot.id, "phase": slot.phase, "restarts": slot.restarts, "problem": slot.problem}
+                for slot in pool.slots.values()
+            ]
+            for name, pool in self.pools.items()
+        }
+        return JSONResponse({"ready": good, "replicas": replicas}, 200 if good else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        families = [*self.meters.families(), *_gauges(self.pools)]
+        if self.config.telemetry.gpus:
+            families += await gpus.gpu_families()
+        text = meters.render(families) + await self._replica_metrics()
+        return PlainTextResponse(text, media_type=meters.CONTENT_TYPE)
+
+    async def _replica_metrics(self) -> str:
+        backends = [one for pool in self.pools.values() for one in pool.ready()]
+        texts = await asyncio.gather(*(self._scrape(one.url) for one in backends))
+        merged: dict[str, list[str]] = {}
+        for backend, text in zip(backends, texts, strict=True):
+            for family, lines in meters.relabelled(text, "replica", backend.id).items():
+                kept = merged.setdefault(family, [])
+                kept += lines if not kept else [line for line in lines if not line.startswith("#")]
+        return "".join(f"{line}\n" for lines in merged.values() for line in lines)
+
+    async def _scrape(self, url: str) -> str:
+        try:
+            timeout = aiohttp.ClientTimeout(total=SCRAPE_S)
+            async with self.session.get(f"{url}/metrics", timeout=timeout) as response:
+                return await response.text() if response.status == 200 else ""
+        except (aiohttp.ClientError, TimeoutError, UnicodeDecodeError):
+            return ""
+
+
+def _gauges(pools: Mapping[str, Pool]) -> list[Counter]:
+    """Return what is so at the moment."""
+    replicas = Counter("catena_gateway_replicas", "Replicas by phase.", ("model", "phase"), "gauge")
+    running = Counter("catena_gateway_running", "Requests that replicas have.", ("model",), "gauge")
+    waiting = Counter("catena_gateway_waiting", "Requests that wait for a replica.", ("model",), "gauge")
+    restarts = Counter("catena_gateway_replica_ends_total", "Replicas that ended by themselves.", ("model",))
+    poison = Counter("catena_gateway_poison_total", "Requests that ended two replicas.", ("model",))
+    prefix = Counter("catena_gateway_prefix_hits_total", "Requests whose beginning a replica knew.", ("model",))
+    states = Counter("catena_gateway_breaker_open", "1 where a replica is left alone.", ("model", "replica"), "gauge")
+    for name, pool in pools.items():
+        for phase in ("starting", "ready", "waiting", "draining"):
+            replicas.put(name, phase, to=sum(slot.phase == phase for slot in pool.slots.values()))
+        running.put(name, to=pool.running)
+        waiting.put(name, to=pool.waiting)
+        restarts.put(name, to=pool.deaths)
+        poison.put(name, to=pool.poison.convictions)
+        prefix.put(name, to=pool.router.hits)
+        for backend in pool.ready():
+            states.put(name, backend.id, to=float(backend.breaker.state != "closed"))
+    return [replicas, running, waiting, restarts, poison, prefix, states]
+
+
+async def _look_up(pool: Pool, target: str) -> None:
+    """Point a pool at every address of a name, again and again."""
+    parts = urlsplit(target)
+    port = parts.port or 80
+    while True:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+            hosts = sorted({str(entry[4][0]) for entry in found})
+            pool.point_at([f"{parts.scheme}://{f'[{one}]' if ':' in one else one}:{port}" for one in hosts])
+        except OSError as error:  # the name may be unknown for a while; those that are known stay
+            logger.warning("%s cannot be looked up: %s", parts.hostname, error)
+        await asyncio.sleep(DNS_S)

@@ -1,0 +1,163 @@
+"""Rates and quotas of requests and tokens in a sliding window: in memory, or in a Redis that many gateways share.
+
+Tokens are reserved before a request goes out (its prompt, and the longest answer that it allows) and settled
+afterwards by the answer's own count. So nobody gets far over a quota by asking for many long answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from catena.core.errors import EnvironmentProblem
+from catena.core.registry import require
+from catena.serve.gateway.call import Call
+from catena.serve.gateway.refusals import RateLimited
+
+if TYPE_CHECKING:
+    from catena.serve.gateway.config import LimitsConfig, RuleConfig
+
+logger = logging.getLogger(__name__)
+RETRY_STORE_S = 2.0
+STORE_TIMEOUT_S = 1.0
+
+
+def amount(text: str) -> Any:
+    """Return what `100/minute` means. Raises `ValueError`."""
+    try:
+        return require("limits").parse(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no rate; write 100/minute, 5/second or 100000/day") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule with its rate parsed."""
+
+    config: RuleConfig
+    item: Any
+    what: str
+    """`requests` or `tokens`."""
+
+    def fits(self, call: Call) -> bool:
+        """Tell whether it counts for a request."""
+        config, model = self.config, call.ask.model.partition(":")[0]
+        if config.models and model not in config.models:
+            return False
+        return not config.roles or call.who.role in config.roles
+
+    def names(self, call: Call) -> tuple[str, ...]:
+        """Return what is counted apart."""
+        who = call.who
+        one = {"key": who.key, "subject": who.subject, "tenant": who.tenant, "model": call.ask.model, "all": ""}
+        scope = ",".join(self.config.models) + "|" + ",".join(self.config.roles)
+        return (self.what, self.config.per, scope, one[self.config.per])
+
+    def cost(self, call: Call) -> int:
+        """Return what a request takes of it before it is answered."""
+        return 1 if self.what == "requests" else call.ask.prompt_tokens + call.ask.answer_tokens
+
+
+class Limits:
+    """All rules, over one store."""
+
+    def __init__(self, config: LimitsConfig) -> None:
+        self.config = config
+        self.rules = [
+            Rule(rule, amount(rule.requests or rule.tokens), "requests" if rule.requests else "tokens")
+            for rule in config.rules
+        ]
+        self.away = False
+        """Whether the shared store does not answer at the moment."""
+        self._again = 0.0
+        self._local: Any = None
+        self._shared: Any = None
+        if self.rules:
+            aio = require("limits.aio.storage")
+            kind = require("limits.aio.strategies").SlidingWindowCounterRateLimiter
+            self._local = kind(aio.MemoryStorage())
+            if config.store != "memory":
+                require("redis")
+                options = {"socket_timeout": STORE_TIMEOUT_S, "socket_connect_timeout": STORE_TIMEOUT_S}
+                storage = aio.RedisStorage(asynchronous(config.store), implementation="redispy", **options)
+                self._shared = kind(storage)
+
+    @asynccontextmanager
+    async def reserved(self, call: Call) -> AsyncIterator[None]:
+        """Keep room for a request while it runs, and settle. Raises `RateLimited`."""
+        taken: list[tuple[Rule, int]] = []
+        for rule in self.rules:
+            if not rule.fits(call):
+                continue
+            cost = rule.cost(call)
+            if not await self._hit(rule, call, cost):
+                await self._settle(call, taken, served=False)
+                raise RateLimited(rule.what, told(rule.item), await self._reset(rule, call))
+            taken.append((rule, cost))
+        try:
+            yield
+        finally:
+            if taken:
+                answered = call.status < 500 and call.status != 499
+                await self._settle(call, taken, served=answered or call.events > 0)
+
+    async def _settle(self, call: Call, taken: list[tuple[Rule, int]], *, served: bool) -> None:
+        """Give back what was not used; a request that nobody answered costs nothing."""
+        used = sum(call.tokens()) if served and not call.cached and call.status < 400 else 0
+        for rule, cost in taken:
+            real = (used if rule.what == "tokens" else 1) if served else 0
+            if real != cost:
+                await self._hit(rule, call, real - cost)
+
+    async def _hit(self, rule: Rule, call: Call, cost: int) -> bool:
+        if self._shared is not None and self._try_shared():
+            try:
+                return bool(await self._shared.hit(rule.item, *rule.names(call), cost=cost))
+            except Exception as error:  # noqa: BLE001  whatever the client of the store raises: it is away
+                self._lost(error)
+        if self._shared is not None and self.config.without_store == "refuse":
+            raise EnvironmentProblem("the store of the limits is away", hint="Try again in a moment.")
+        return bool(await self._local.hit(rule.item, *rule.names(call), cost=cost))
+
+    async def _reset(self, rule: Rule, call: Call) -> float:
+        limiter = self._local if self._shared is None or self.away else self._shared
+        try:
+            stats = await limiter.get_window_stats(rule.item, *rule.names(call))
+        except Exception as error:  # noqa: BLE001
+            self._lost(error)
+            return 1.0
+        return max(1.0, float(stats.reset_time) - time.time())
+
+    def _try_shared(self) -> bool:
+        if self.away and time.monotonic() < self._again:
+            return False
+        if self.away:
+            self.away = False
+            logger.info("asking the store of the limits again")
+        return True
+
+    def _lost(self, error: Exception) -> None:
+        self.away, self._again = True, time.monotonic() + RETRY_STORE_S
+        logger.warning("the store of the limits is away: %s", error)
+
+    async def close(self) -> None:
+        """Close the connections to the store."""
+        if self._shared is not None:
+            await self._shared.storage.bridge.storage.aclose()
+
+
+def asynchronous(url: str) -> str:
+    """Return a Redis URL as `limits` wants it: redis://, rediss://, or unix:///path for a socket."""
+    if url.startswith("unix://"):
+        return f"async+redis+{url}"
+    return f"async+{url}"
+
+
+def told(item: Any) -> str:
+    """Return a rate as people write it."""
+    many = f"{item.multiples} {item.GRANULARITY.name}s" if item.multiples > 1 else item.GRANULARITY.name
+    return f"{item.amount}/{many}"

@@ -1,0 +1,70 @@
+"""up and serve --replicas over a real tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from catena.hub.store import Store
+from tests.cli.conftest import Catena
+from tests.cli.test_model import QUESTION, folder as folder, workspace as workspace
+
+
+def test_two_replicas_of_a_stored_model_answer_as_one(workspace: Store, catena: Catena) -> None:
+    command = [sys.executable, "-m", "catena", "serve", "tiny@production", "--replicas", "2", "--port", "0", "--json"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as child:
+        try:
+            assert child.stdout is not None
+            told = json.loads("".join(iter(child.stdout.readline, "}\n")) + "}")
+            url = told["url"]
+            assert told["models"] == ["tiny"]
+            body = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 4, "seed": 1}
+            answers = [
+                httpx.post(f"{url}/chat/completions", json=body, timeout=60, trust_env=False).json() for _ in range(4)
+            ]
+            assert {answer["model"] for answer in answers} == {"tiny"}
+            assert len({answer["choices"][0]["message"]["content"] for answer in answers}) == 1
+            asked = catena("chat", "tiny", QUESTION, "--url", url, "--max-tokens", "4", "--json")
+            assert asked.json[0]["answer"]
+        finally:
+            child.terminate()
+            child.communicate(timeout=60)
+    assert child.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        ("models: {}", 2, "models"),
+        ("models: {m: {model: tiny, urls: ['http://x']}}", 2, "exactly one of model, script, urls and dns"),
+        ("models: {m: {model: tiny, replica: {}}}", 2, "Did you mean 'replicas'"),
+        ("models: {m: {model: tiny, replicas: {min: 3}}}", 2, "min (3) is more than max (1)"),
+        ("models: {m: {model: tiny}}\nlimits: {rules: [{requests: often}]}", 2, "is no rate"),
+        ("models: {m: {model: tiny}}\nlimits: {rules: [{requests: 1/second, models: [x]}]}", 2, "no model 'x'"),
+        ("models: {m: {model: nothing}}", 3, "nothing"),
+        ("models: [", 2, "not valid YAML"),
+        ("no", 2, "a deployment is a mapping"),
+    ],
+)
+def test_a_wrong_deploy_file_starts_nothing(
+    workspace: Store, catena: Catena, tmp_path: Path, text: str, code: int, says: str
+) -> None:
+    file = tmp_path / "deploy.yaml"
+    file.write_text(text)
+    result = catena("up", str(file))
+    assert (result.code, says in result.err) == (code, True), result.err
+
+
+def test_a_file_can_be_checked_without_starting_anything(catena: Catena, tmp_path: Path) -> None:
+    file = tmp_path / "deploy.yaml"
+    file.write_text("models: {m: {model: tiny, replicas: {max: 3}}}")
+    told = catena("up", str(file), "--check", "--json", "--set", "models.m.replicas.min=2").json
+    assert told["models"]["m"]["replicas"]["min"] == 2
+    assert catena("up", str(tmp_path / "none.yaml")).code == 3
