@@ -68,3 +68,35 @@ def test_a_file_can_be_checked_without_starting_anything(catena: Catena, tmp_pat
     told = catena("up", str(file), "--check", "--json", "--set", "models.m.replicas.min=2").json
     assert told["models"]["m"]["replicas"]["min"] == 2
     assert catena("up", str(tmp_path / "none.yaml")).code == 3
+
+
+def test_keys_stand_before_the_gateway(workspace: Store, catena: Catena, tmp_path: Path) -> None:
+    key = catena("keys", "create", "ada", "--role", "developer", "--json").json["key"]
+    narrow = catena("keys", "create", "bob", "--model", "other*", "--json").json["key"]
+    script = str(Path(__file__).parent.parent / "serve" / "gateway" / "replica.py")
+    deploy = {
+        "port": 0,
+        "models": {"m": {"script": [script]}},
+        "govern": {"auth": {"on": True}},
+        "limits": {"rules": [{"per": "key", "requests": "1000/hour", "roles": ["developer"]}]},
+    }
+    file = tmp_path / "deploy.yaml"
+    file.write_text(json.dumps(deploy))
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-m", "catena", "up", str(file), "--json"], **pipes) as child:
+        try:
+            assert child.stdout is not None
+            url = json.loads("".join(iter(child.stdout.readline, "}\n")) + "}")["url"]
+
+            def ask(secret: str, path: str = "/chat/completions") -> int:
+                body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+                headers = {"authorization": f"Bearer {secret}"} if secret else {}
+                return httpx.post(url + path, json=body, headers=headers, timeout=60, trust_env=False).status_code
+
+            assert (ask(""), ask("wrong"), ask(narrow), ask(key)) == (401, 401, 403, 200)
+            root = url.removesuffix("/v1")
+            assert httpx.get(f"{root}/ready", trust_env=False).status_code == 200
+            assert httpx.get(f"{root}/metrics", trust_env=False).status_code == 401
+        finally:
+            child.terminate()
+            child.communicate(timeout=60)

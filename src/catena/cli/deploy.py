@@ -19,8 +19,9 @@ from catena.core.registry import require
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
 
+    from catena.govern.config import GovernConfig
+    from catena.serve.config import ServeConfig
     from catena.serve.gateway.config import DeployConfig, ModelConfig
-    from catena.settings import Settings
 
 
 def up(
@@ -42,18 +43,23 @@ def up(
     run_gateway(session, config)
 
 
-def of_one_model(
-    name: str, model: Mapping[str, Any], replicas: int, place: tuple[str, int], settings: Settings
-) -> DeployConfig:
-    """Return the deployment of so many replicas of one model."""
+def run_replicas(
+    session: Session,
+    name: str,
+    model: Mapping[str, Any],
+    place: tuple[str, int],
+    bounds: tuple[ServeConfig, GovernConfig],
+) -> None:
+    """Serve one model by so many processes (`serve --replicas`), with the settings of `catena serve`."""
     from catena.core.config import parse
     from catena.serve.config import ServeConfig
     from catena.serve.gateway.config import DeployConfig
 
-    bounds = {field: getattr(settings.serve, field) for field in ServeConfig.model_fields}
-    one = {**model, "replicas": {"min": replicas, "max": replicas}}
-    values = {"host": place[0], "port": place[1], "models": {name: one}, "http": bounds, "govern": settings.govern}
-    return parse(DeployConfig, values, where="serve --replicas")
+    count, (serve, govern) = model["replicas"], bounds
+    http = {field: getattr(serve, field) for field in ServeConfig.model_fields}
+    one = {**model, "replicas": {"min": count, "max": count}}
+    values = {"host": place[0], "port": place[1], "models": {name: one}, "http": http, "govern": govern}
+    run_gateway(session, parse(DeployConfig, values, where="serve --replicas"))
 
 
 def run_gateway(session: Session, config: DeployConfig) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from catena.cli.deploy import run_replicas
 from catena.cli.session import Session, session_of
 from catena.core.errors import UsageError
 
@@ -115,18 +116,16 @@ def serve(
     everything, name = session.settings((*(assignments or ()), *switched)), called or model.partition("@")[0]
     settings, rules = everything.serve, everything.govern
     settings = settings.model_copy(update={"hosts": (*settings.hosts, *(hosts or ()))})
+    place = (host or settings.host, settings.port if port is None else port)
     if replicas is not None:
-        from catena.cli.deploy import of_one_model, run_gateway
-
-        place = (host or settings.host, settings.port if port is None else port)
         one = {"model": model, "adapters": dict(_pairs(adapters or ())), "engine": override({}, options or ())}
-        run_gateway(session, of_one_model(name, one, replicas, place, everything))
+        run_replicas(session, name, {**one, "replicas": replicas}, place, (settings, rules))
         return
     with session.open() as workspace, workspace.store.lock("gc", shared=True):
         version = workspace.store.resolve(model, ModelVersion)
         beside = {key: workspace.store.resolve(ref, ModelVersion) for key, ref in _pairs(adapters or ())}
         # The port first: whether it is free is known at once, and loading a model takes its time.
-        listener = listen(host or settings.host, settings.port if port is None else port)
+        listener = listen(*place)
         require_auth_beyond(listener, rules)
         opened = GENERATORS.load("auto")
         with (
@@ -138,8 +137,7 @@ def serve(
                 _load_adapter(generator, key, workspace.store.checkout(adapter))
             models, prints = {name: generator}, {name: version.digest}
             app = build_app(models, fingerprints=prints, config=settings, middleware=middleware)
-            ready = partial(_ready, session, name, version.digest)
-            serve_app(app, listener, config=settings, on_ready=ready)
+            serve_app(app, listener, config=settings, on_ready=partial(_ready, session, name, version.digest))
 
 
 def _pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
