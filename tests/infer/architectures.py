@@ -9,6 +9,7 @@ import torch
 import transformers as t
 
 VOCABULARY = 128
+CONTEXT = 128
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
@@ -16,7 +17,7 @@ SHAPE: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": CONTEXT,
     "initializer_range": 0.3,
     "bos_token_id": None,
     "eos_token_id": 1,

@@ -20,7 +20,7 @@ from catena.core.errors import EnvironmentProblem, UsageError
 from catena.core.generate import Delta, Request, SamplingParams
 from catena.infer.capacity import EngineConfig
 from catena.infer.engine import Engine
-from tests.infer.architectures import VOCABULARY, build
+from tests.infer.architectures import CONTEXT, VOCABULARY, build
 from tests.infer.test_parity import Numbers
 
 ANSWER = 12
@@ -93,7 +93,7 @@ def _one(engine: Engine, name: str, prompt: list[int], draws: random.Random, tal
 
     params = SamplingParams(max_tokens=ANSWER)
     deadline = draws.uniform(0, 0.01) if kind == "late" else None
-    request = Request(name, prompt * 40 if kind == "long" else prompt, params, deadline=deadline)
+    request = Request(name, prompt * CONTEXT if kind == "long" else prompt, params, deadline=deadline)
     try:
         engine.submit(request, on_delta)
     except UsageError:

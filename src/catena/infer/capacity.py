@@ -19,6 +19,9 @@ class EngineConfig(Config):
     """Most submitted requests in the queue; the next is refused at once."""
     token_budget: int = Field(default=2048, ge=1)
     """Most tokens in one step; longer prompts are cut into chunks."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What a model folder is computed with. `auto`: float32; bfloat16 for weights that are stored so, where a short
+    measurement finds this machine fast at it. Kernels for int8 and int4 weights need bfloat16."""
     block_size: int = Field(default=32, ge=1)
     """Tokens of one block of the key-value cache."""
     cache_bytes: int = Field(default=1 << 30, ge=1)

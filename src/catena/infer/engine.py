@@ -29,6 +29,7 @@ from catena.infer.blocks import BlockPool
 from catena.infer.capacity import EngineConfig, blocks_and_context, context_of, end_tokens
 from catena.infer.codec import ModelCodec
 from catena.infer.embed import EmbedsTexts
+from catena.infer.linears import dtype_for, prepare_
 from catena.infer.prompt import Prompter
 from catena.infer.runner import Output
 from catena.infer.sampler import INVALID, Choice, choose
@@ -48,6 +49,7 @@ class Engine(EmbedsTexts):
         """`draft` is a model of the same vocabulary that guesses for it, where the config asks for one."""
         self.config = config = config or EngineConfig()
         self.tokenizer = tokenizer
+        prepare_(model)
         self.runner = runner_for(model)
         self.runner.layout.rounded = config.cache_format == "int8"
         text_config = model.config.get_text_config()
@@ -81,7 +83,7 @@ class Engine(EmbedsTexts):
 
     def step(self) -> None:
         """Bring every running sequence a token further, or more where guesses are right, and let waiting ones in."""
-        started = time.perf_counter()
+        began = time.perf_counter()
         self._admit()
         if self.drafter is not None:
             self.drafter.propose([one for one in self.scheduler.running if guessable(one)], self.scheduler)
@@ -92,7 +94,7 @@ class Engine(EmbedsTexts):
                 self.drafter.follow(chunks)
             self._collect(chunks, output, choose(output))
             self._counters.steps += 1
-        self._counters.seconds += time.perf_counter() - started
+        self._counters.seconds += time.perf_counter() - began
 
     def _admit(self) -> None:
         """Take over what came in since the last step: new requests, and those that nobody wants any more."""
@@ -100,8 +102,8 @@ class Engine(EmbedsTexts):
             arrived = list(self._inbox)
             self._inbox.clear()
             cancelled, self._cancelled = self._cancelled, set()
+        self._counters.requests += len(arrived)
         for ticket in arrived:
-            self._counters.requests += 1
             self._counters.prompt_tokens += ticket.sequence.prompt_length
             self.scheduler.add(ticket.sequence)
         for sequence in self.scheduler.remove(cancelled):
@@ -172,7 +174,7 @@ class Engine(EmbedsTexts):
         with self._wake:
             ticket = self._tickets.pop(sequence.id)
         rest = ticket.text.finish() if ticket.text is not None else ""
-        text = ticket.text.text if ticket.text is not None else self._decode(sequence.generated)
+        text = self._decode(sequence.generated) if ticket.text is None else ticket.text.text
         self._tell(ticket, ticket.last(rest, text, reason))
 
     def _tell(self, ticket: Ticket, delta: Delta) -> None:
@@ -184,8 +186,7 @@ class Engine(EmbedsTexts):
             self.cancel(ticket.sequence.id)
 
     def _decode(self, ids: Iterable[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     # -- many requests, in the caller's thread -----------------------------------------------------------------------
 
@@ -342,9 +343,8 @@ class Engine(EmbedsTexts):
     def _check_room(self) -> None:
         limit = self.config.max_running + self.config.max_waiting
         if len(self._tickets) >= limit:
-            raise EnvironmentProblem(
-                f"the engine is full: {limit} requests are on their way", hint="Try again in a moment."
-            )
+            full = f"the engine is full: {limit} requests are on their way"
+            raise EnvironmentProblem(full, hint="Try again in a moment.")
 
     def _work(self) -> None:
         """The background thread: step while there is work; on any error, fail everyone rather than hang."""
@@ -384,9 +384,9 @@ class Engine(EmbedsTexts):
             self._tell(ticket, ticket.last("", text, reason))
 
     def _refuse(self) -> NoReturn:
-        if self._failure is not None:
-            why = f"{type(self._failure).__name__}: {self._failure}"
-            raise EnvironmentProblem(f"the engine stopped ({why})", hint="Start it again.") from self._failure
+        if (failure := self._failure) is not None:
+            why = f"{type(failure).__name__}: {failure}"
+            raise EnvironmentProblem(f"the engine stopped ({why})", hint="Start it again.") from failure
         raise EnvironmentProblem("the engine is closed", hint="Open it again.")
 
 
@@ -395,6 +395,6 @@ def open_engine(folder: Path, **options: Any) -> Engine:
     from catena.models.checkpoint import load
 
     config = parse(EngineConfig, options, where="engine")
-    draft = load(Path(config.draft_model))[0] if config.draft_model else None
-    model, tokenizer = load(folder)
-    return Engine(model, tokenizer, config, draft)
+    dtype = dtype_for(folder, config.precision)
+    draft = load(Path(config.draft_model), dtype)[0] if config.draft_model else None
+    return Engine(*load(folder, dtype), config, draft)
