@@ -208,3 +208,35 @@ def test_model_without_weights_is_a_data_error(workspace: Store, catena: Catena,
     result = catena("chat", "hollow", "Hello?")
     assert result.code == 4
     assert result.err.startswith("error: ")
+
+
+def test_bench_measures_a_stored_model_and_a_folder(workspace: Store, folder: Path, catena: Catena) -> None:
+    small = ("--prompt-tokens", "4", "--new-tokens", "2")
+    told = catena("bench", "--model", "tiny", "--batch-size", "1", "--batch-size", "2", *small, "--json")
+    assert told.code == 0, told.err
+    assert [row["batch_size"] for row in told.json["rows"]] == [1, 2]
+    shown = catena("bench", "--model", str(folder), *small)
+    assert len(shown.out.split("\t")) == 8
+    for line, reason in ((("bench",), "--model is missing"), (("bench", "--model", "nobody"), "nobody")):
+        wrong = catena(*line)
+        assert wrong.code == 2 or reason in wrong.err
+        assert reason in wrong.err
+
+
+def test_bench_serve_loads_a_server(workspace: Store, here: Path, catena: Catena) -> None:
+    load = ("--requests", "6", "--concurrency", "2", "--max-tokens", "3", "--goodput", "e2el=60000")
+    told = catena("bench", "serve", "tiny", *load, "--plot", "load.svg", "--set", "input_words=3", "--json")
+    assert told.code == 0, told.err
+    [level] = told.json["levels"]
+    assert level["completed"] == 6
+    assert level["goodput_per_s"] == level["requests_per_s"]
+    assert (here / "load.svg").exists()
+    for line, reason in (
+        (("bench", "serve"), "a model or --url"),
+        (("bench", "serve", "tiny", "--goodput", "speed=3"), "no limit"),
+        (("bench", "serve", "tiny", "--prompts", "absent.txt"), "absent.txt"),
+        (("bench", "serve", "--url", "http://127.0.0.1:1"), "--name is missing"),
+    ):
+        wrong = catena(*line)
+        assert wrong.code
+        assert reason in wrong.err

@@ -16,6 +16,7 @@ import typer
 
 from catena.cli import (
     artifact,
+    bench,
     commit,
     data,
     deploy,
@@ -57,6 +58,7 @@ for commands in (data, commit, erase):
     for name, command, example in commands.COMMANDS:
         data_app.command(name, epilog=f"\b\nExamples:\n{example}")(command)
 app.add_typer(data_app)
+app.add_typer(bench.app)
 for noun, help_, group in (("keys", "Who may use a server that runs with --auth.", keys.COMMANDS),):
     noun_app = typer.Typer(
         name=noun,

@@ -270,6 +270,8 @@ GENERATORS = Registry(
         "classify": "catena.infer.labels:open_labeller",
     },
 )
+# name -> "module:function"; the function takes (model folder, **options) and returns what it measured, as JSON.
+BENCHES = Registry("benchmark", {"native": "catena.infer.bench:bench_folder"})
 SCORERS = Registry(
     "scorer",
     {

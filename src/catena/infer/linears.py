@@ -2,7 +2,8 @@
 
 bfloat16 weights are laid out in oneDNN's blocks, in place of the rows that training wants: the same numbers, read in
 order. That pays where a short measurement says so, never because a processor has a flag. float32 stays as it is: its
-answers are those of `generate`, token for token.
+answers are those of `generate`, token for token. Layers of int8 and int4 bring kernels of their own
+(`catena.models.packed`), which want bfloat16.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from catena.models.checkpoint import read_config
 from catena.models.measure import fastest
+from catena.models.quant import prepack_
 
 SMALLEST = 1 << 18
 """Weights of the smallest layer that is laid out anew: a smaller one stays in the processor's cache in any order."""
@@ -66,7 +68,9 @@ def dtype_for(folder: Path, precision: str) -> torch.dtype:
 
 def prepare_(model: nn.Module) -> list[str]:
     """Lay out, in place, the layers of a model that is read from here on; returns the names of those that changed."""
-    if next(model.parameters()).device.type != "cpu":
+    parameter = next(model.parameters())
+    prepack_(model, parameter.dtype)
+    if parameter.device.type != "cpu":
         return []
     found = [(name, layer) for name, layer in model.named_modules() if _fits(layer)]
     if not found or not blocks_pay():

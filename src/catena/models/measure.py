@@ -61,6 +61,12 @@ def read_bandwidth() -> float:
     return _rate(lambda: block.sum(), READ_BYTES / 1e9, "cpu")
 
 
+def gpu_read_bandwidth(device: str) -> float:
+    """Return GB/s of reading a GPU's memory."""
+    block = torch.ones(READ_BYTES, device=device)
+    return _rate(lambda: block.sum(), READ_BYTES * 4 / 1e9, device)
+
+
 def thread_options() -> list[int]:
     """Return the thread counts worth trying: half, and all, of the processors this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -31,7 +31,26 @@ from catena.core.config import Config
 from catena.core.errors import RemoteError, UsageError
 
 PERCENTILES = (50, 95, 99)
-WORDS = "the of and to in is that for it as was with be by on not he this are or his from at which but have an".split()
+WORDS = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "that",
+    "for",
+    "it",
+    "as",
+    "was",
+    "with",
+    "on",
+    "not",
+    "he",
+    "this",
+    "or",
+    "at",
+)
 
 
 class LoadConfig(Config):
