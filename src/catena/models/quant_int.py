@@ -21,6 +21,8 @@ LEVELS = 127
 PER_INT32 = 8
 KERNEL_GROUPS = (32, 64, 128, 256)
 """Group sizes that torch's kernel takes."""
+FEW_ROWS_INT4 = 40
+"""Up to so many rows its int4 kernel wins: beyond `FEW_ROWS` it is slower than a dense product, but unpacking costs more."""
 
 
 class Int8Linear(PackedLinear):
@@ -124,7 +126,7 @@ class Int4Linear(PackedLinear):
 
     def product(self, inputs: Tensor) -> Tensor:
         """Multiply with the packed numbers for a few rows of bfloat16, else with the unpacked weight."""
-        few = inputs.numel() < FEW_ROWS * self.in_features
+        few = inputs.numel() < FEW_ROWS_INT4 * self.in_features
         if self._laid_out is None or not few or inputs.dtype != self._laid_out[1].dtype:
             return functional.linear(inputs, self.dense_weight(inputs.dtype))
         rows = inputs.reshape(-1, self.in_features).contiguous()

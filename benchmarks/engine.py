@@ -1,0 +1,309 @@
+"""The engine beside `generate`, padded `generate`, transformers' continuous batching and llama.cpp, on one processor.
+
+    python benchmarks/engine.py [--rounds 2] [--cases catena-bf16,llama-bf16,...] [--llama FOLDER]
+
+A random Qwen3 of half a billion weights (28 layers of 1024, ff 3072, 16/8 heads of 128, vocabulary 32,000). Measured:
+
+    decode-1     tokens a second behind one prompt of 32 tokens
+    decode-16    the same for 16 prompts at once
+    prefill      tokens a second of one prompt of 512 tokens
+
+Every case is a child process of its own; the rounds go through all cases in turn, and the best of all tries counts:
+others on the machine only make a try slower. Read bandwidth is measured in the same process as the engine's decoding.
+llama.cpp is measured by its own `llama-bench` and `llama-batched-bench` in FOLDER (or LLAMA_CPP), built for this
+machine; without them its cases are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "engine.json"
+SHAPE = {"vocab_size": 32_000, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+HEADS = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+THREADS, SHORT, LONG, STREAMS, ANSWER, TRIES = 2, 32, 512, 16, 17, 3
+OURS = ("catena-bf16", "catena-int8", "catena-int4")
+THEIRS = ("generate", "padded", "continuous")
+LLAMA = {"llama-bf16": "BF16", "llama-q8_0": "Q8_0", "llama-q4_0": "Q4_0"}
+EQUAL_BITS = {"catena-bf16": "llama-bf16", "catena-int8": "llama-q8_0", "catena-int4": "llama-q4_0"}
+GOALS = {"decode-1": 1.3, "decode-16": 2.0, "prefill": 4.0}
+
+
+def main() -> None:
+    """Run, print a table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--cases", default=",".join((*OURS, *THEIRS, *LLAMA)))
+    parser.add_argument("--llama", type=Path, default=Path(os.environ.get("LLAMA_CPP", "/nowhere")))
+    parser.add_argument("--child", default="")
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(child(arguments.child)))
+        return
+    cases = [
+        case for case in arguments.cases.split(",") if case not in LLAMA or (arguments.llama / "llama-bench").exists()
+    ]
+    best: dict[str, dict[str, float]] = {case: {} for case in cases}
+    loads = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(arguments.rounds):
+            for case in cases:
+                loads.append(round(os.getloadavg()[0], 1))
+                found = llama(case, arguments.llama, Path(folder)) if case in LLAMA else _in_child(case)
+                print(case, {key: round(value, 3) for key, value in found.items()}, file=sys.stderr, flush=True)
+                for key, value in found.items():
+                    best[case][key] = max(value, best[case].get(key, 0.0))
+    write(best, loads, arguments.rounds)
+
+
+def _in_child(case: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", case]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{case}: {done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def child(case: str) -> dict[str, float]:
+    """Measure one case in this process."""
+    import torch
+
+    from catena.models.measure import read_bandwidth
+
+    torch.set_num_threads(THREADS)
+    model = build()
+    if case == "generate":
+        run = _generate(model, together=False)
+    elif case == "padded":
+        run = _generate(model, together=True)
+    elif case == "continuous":
+        run = _continuous(model)
+    else:
+        run, weights, cache = _catena(model, case.partition("-")[2])
+    found: dict[str, float] = {}
+    for _ in range(TRIES):
+        if case in OURS:
+            bandwidth = read_bandwidth()
+        for name, count in (("decode-1", 1), ("decode-16", STREAMS)):
+            if case == "padded" and count == 1:
+                continue
+            speed = count * (ANSWER - 1) / max(1e-9, run(count, SHORT, ANSWER) - run(count, SHORT, 1))
+            found[name] = max(speed, found.get(name, 0.0))
+            if case in OURS and count == 1:
+                share = speed * (weights + (SHORT + ANSWER / 2) * cache) / 1e9 / max(bandwidth, read_bandwidth())
+                found["share of bandwidth"] = max(share, found.get("share of bandwidth", 0.0))
+        if case != "padded":
+            found["prefill"] = max(LONG / run(1, LONG, 1), found.get("prefill", 0.0))
+    return found
+
+
+def build() -> Any:
+    """Return the random model, in bfloat16."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    config = Qwen3Config(**SHAPE, **HEADS, **ends, max_position_embeddings=4096, tie_word_embeddings=False)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(config).to(torch.bfloat16)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0) if "norm" in name else parameter.normal_(0, 0.02)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    return model.eval()
+
+
+def _prompts(count: int, length: int) -> list[list[int]]:
+    return [[2 + (7919 * (at + 31 * row)) % 31_000 for at in range(length)] for row in range(count)]
+
+
+Run = Callable[[int, int, int], float]
+
+
+def _catena(model: Any, bits: str) -> tuple[Run, int, int]:
+    from catena.core.generate import Request, SamplingParams
+    from catena.infer.bench import weight_bytes
+    from catena.infer.capacity import EngineConfig
+    from catena.infer.engine import Engine
+    from catena.models.quant import quantize_
+
+    class Numbers:
+        eos_token_id = None
+
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return ""
+
+    if bits != "bf16":
+        quantize_(model, (), bits)
+    weights = weight_bytes(model)
+    engine = Engine(model, Numbers(), EngineConfig(max_running=STREAMS, token_budget=LONG, prefix_cache=False))
+
+    def run(count: int, length: int, new: int) -> float:
+        params = SamplingParams(max_tokens=new, ignore_end=True)
+        requests = [Request(str(at), prompt, params) for at, prompt in enumerate(_prompts(count, length))]
+        began = time.perf_counter()
+        assert sum(len(done.token_ids) for done in engine.generate(requests)) == count * new
+        return time.perf_counter() - began
+
+    run(1, 8, 2)
+    return run, weights, engine.runner.layout.bytes_per_token
+
+
+def _generate(model: Any, *, together: bool) -> Run:
+    import torch
+
+    def run(count: int, length: int, new: int) -> float:
+        rows = torch.tensor(_prompts(count, length))
+        began = time.perf_counter()
+        for batch in [rows] if together else rows.split(1):
+            options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+            model.generate(batch, attention_mask=torch.ones_like(batch), **options)
+        return time.perf_counter() - began
+
+    run(1, 8, 2)
+    return run
+
+
+def _continuous(model: Any) -> Run:
+    from transformers import GenerationConfig
+
+    def run(count: int, length: int, new: int) -> float:
+        config = GenerationConfig(
+            max_new_tokens=new, min_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
+        began = time.perf_counter()
+        model.generate_batch(inputs=_prompts(count, length), generation_config=config, progress_bar=False)
+        return time.perf_counter() - began
+
+    run(1, 8, 2)
+    return run
+
+
+def llama(case: str, tools: Path, folder: Path) -> dict[str, float]:
+    """Measure llama.cpp with its own programs; the file is written once."""
+    path = folder / f"{LLAMA[case]}.gguf"
+    if not path.exists():
+        write_gguf(path, LLAMA[case])
+    threads = ["-t", str(THREADS)]
+    shape = ["-p", str(LONG), "-n", str(ANSWER - 1), "-d", "0", "-r", str(TRIES), "-o", "json"]
+    told = json.loads(_output([str(tools / "llama-bench"), "-m", str(path), *threads, *shape]))
+    found = {("prefill" if row["n_prompt"] else "decode-1"): max(row["samples_ts"]) for row in told}
+    sizes = ["-npp", str(SHORT), "-ntg", str(ANSWER - 1), "-npl", str(STREAMS), "-c", "4096"]
+    for _ in range(TRIES):
+        table = _output([str(tools / "llama-batched-bench"), "-m", str(path), *threads, "-tb", str(THREADS), *sizes])
+        # | PP | TG | B | N_KV | T_PP s | S_PP t/s | T_TG s | S_TG t/s | T s | S t/s |
+        row = next(line for line in table.splitlines() if re.match(rf"\|\s*{SHORT}\s*\|", line))
+        found["decode-16"] = max(float(row.split("|")[8]), found.get("decode-16", 0.0))
+    return found
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command[0]}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def write_gguf(path: Path, kind: str) -> None:
+    """Write the same shape as GGUF with random weights, without a tokenizer: llama.cpp's benchmarks need none."""
+    import gguf
+    import numpy as np
+
+    chance = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "qwen3")
+    width, inner, layers = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["num_hidden_layers"]
+    heads, shared, dim = HEADS["num_attention_heads"], HEADS["num_key_value_heads"], HEADS["head_dim"]
+    for add, value in (
+        (writer.add_block_count, layers),
+        (writer.add_context_length, 4096),
+        (writer.add_embedding_length, width),
+        (writer.add_feed_forward_length, inner),
+        (writer.add_head_count, heads),
+        (writer.add_head_count_kv, shared),
+        (writer.add_key_length, dim),
+        (writer.add_value_length, dim),
+        (writer.add_rope_freq_base, 10_000.0),
+        (writer.add_layer_norm_rms_eps, 1e-6),
+        (writer.add_vocab_size, SHAPE["vocab_size"]),
+        (writer.add_tokenizer_model, "none"),
+    ):
+        add(value)
+
+    def put(name: str, *shape: int) -> None:
+        if len(shape) == 1:
+            writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
+            return
+        values = chance.standard_normal(shape, np.float32) * 0.02
+        type_ = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, type_), raw_dtype=type_)
+
+    put("token_embd", SHAPE["vocab_size"], width)
+    put("output_norm", width)
+    put("output", SHAPE["vocab_size"], width)
+    for at in range(layers):
+        put(f"blk.{at}.attn_norm", width)
+        put(f"blk.{at}.attn_q", heads * dim, width)
+        put(f"blk.{at}.attn_k", shared * dim, width)
+        put(f"blk.{at}.attn_v", shared * dim, width)
+        put(f"blk.{at}.attn_q_norm", dim)
+        put(f"blk.{at}.attn_k_norm", dim)
+        put(f"blk.{at}.attn_output", width, heads * dim)
+        put(f"blk.{at}.ffn_norm", width)
+        put(f"blk.{at}.ffn_gate", inner, width)
+        put(f"blk.{at}.ffn_up", inner, width)
+        put(f"blk.{at}.ffn_down", width, inner)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write(best: dict[str, dict[str, float]], loads: list[float], rounds: int) -> None:
+    """Print a table and write the JSON, with the ratios to llama.cpp at equal bits."""
+    import torch
+    import transformers
+
+    names = ["decode-1", "decode-16", "prefill", "share of bandwidth"]
+    print(f"{'':14}" + "".join(f"{name:>20}" for name in names))
+    for case, found in best.items():
+        print(f"{case:14}" + "".join(f"{found.get(name, float('nan')):20.2f}" for name in names))
+    ratios: dict[str, Any] = {}
+    for ours, theirs in EQUAL_BITS.items():
+        if ours in best and theirs in best:
+            ratios[ours] = {name: round(best[ours][name] / best[theirs][name], 2) for name in GOALS}
+            print(f"{ours} / {theirs}: {ratios[ours]}   wanted {GOALS}")
+    result = {
+        "machine": {"processor": _processor(), "system": platform.platform(), "threads": THREADS},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "model": {**SHAPE, **HEADS},
+        "rounds": rounds,
+        "load_average": loads,
+        "best": {case: {key: round(value, 3) for key, value in found.items()} for case, found in best.items()},
+        "ratio_to_llama_cpp": ratios,
+        "wanted": GOALS | {"share of bandwidth": 0.85},
+    }
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()
