@@ -33,10 +33,16 @@ RESULTS = Path(__file__).parent / "results" / "engine.json"
 SHAPE = {"vocab_size": 32_000, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
 HEADS = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
 THREADS, SHORT, LONG, STREAMS, ANSWER, TRIES = 2, 32, 512, 16, 17, 3
-OURS = ("catena-bf16", "catena-int8", "catena-int4")
+OURS = ("catena-bf16", "catena-int8", "catena-w8a8", "catena-int4")
 THEIRS = ("generate", "padded", "continuous")
 LLAMA = {"llama-bf16": "BF16", "llama-q8_0": "Q8_0", "llama-q4_0": "Q4_0"}
-EQUAL_BITS = {"catena-bf16": "llama-bf16", "catena-int8": "llama-q8_0", "catena-int4": "llama-q4_0"}
+# llama.cpp rounds the inputs of a layer to 8 bits as well; of ours only w8a8 does.
+EQUAL_BITS = {
+    "catena-bf16": "llama-bf16",
+    "catena-int8": "llama-q8_0",
+    "catena-w8a8": "llama-q8_0",
+    "catena-int4": "llama-q4_0",
+}
 GOALS = {"decode-1": 1.3, "decode-16": 2.0, "prefill": 4.0}
 
 

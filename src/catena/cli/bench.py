@@ -47,7 +47,7 @@ def bench(
     ] = None,
     device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1.")] = "cpu",
     precision: Annotated[
-        str, typer.Option(metavar="P", help="auto, float32, bfloat16; int8 and int4 round the weights first.")
+        str, typer.Option(metavar="P", help="auto, float32, bfloat16; int8, w8a8 and int4 round first.")
     ] = "auto",
     prompt_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.", min=1)] = 128,
     new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.", min=2)] = 32,

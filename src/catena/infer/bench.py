@@ -43,8 +43,9 @@ class BenchConfig(Config):
     """Tokens of each answer."""
     device: str = "cpu"
     """`cpu`, `cuda`, `cuda:1`."""
-    precision: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
-    """int8 and int4 round the weights when they are loaded, to nearest, and compute in bfloat16."""
+    precision: Literal["auto", "float32", "bfloat16", "int8", "w8a8", "int4"] = "auto"
+    """int8, w8a8 and int4 round the weights when they are loaded, to nearest, and compute in bfloat16; w8a8 rounds
+    the inputs of a layer too."""
     seed: int = 0
 
 
@@ -53,7 +54,7 @@ def bench_folder(folder: Path, **options: Any) -> dict[str, Any]:
     config = parse(BenchConfig, options, where="bench")
     if config.device != "cpu" and not torch.cuda.is_available():
         raise UsageError(f"there is no device {config.device!r} here", hint="--device cpu")
-    rounded = config.precision in ("int8", "int4")
+    rounded = config.precision in ("int8", "w8a8", "int4")
     dtype = torch.bfloat16 if rounded else dtype_for(folder, config.precision)
     model, tokenizer = load(folder, dtype, config.device)
     if rounded:

@@ -22,7 +22,7 @@ PER_INT32 = 8
 KERNEL_GROUPS = (32, 64, 128, 256)
 """Group sizes that torch's kernel takes."""
 FEW_ROWS_INT4 = 40
-"""Up to so many rows its int4 kernel wins: beyond `FEW_ROWS` it is slower than a dense product, but unpacking costs more."""
+"""Up to so many rows its int4 kernel wins: from `FEW_ROWS` on a dense product is faster, but unpacking is slow."""
 
 
 class Int8Linear(PackedLinear):
