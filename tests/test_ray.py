@@ -11,15 +11,26 @@ from pathlib import Path
 
 import pytest
 
+import catena as c
+
 RECIPE = """\
 name: shared
 steps:
-  raw: {stage: example.numbers, with: {rows: 6000, word: "number 号码"}}
-  kept: {stage: data.filter, use: {source: raw}, with: {filters: {length: {min_tokens: 1}}}}
+  raw: {stage: data.ingest, with: {paths: [rows.jsonl]}}
+  kept: {stage: data.filter, use: {source: raw}, with: {filters: {length: {min_tokens: 5}}}}
   unique: {stage: data.dedup, use: {source: kept}}
   masked: {stage: data.mask, use: {source: unique}}
   spoken: {stage: data.language, use: {source: masked}}
 """
+
+
+def row(number: int) -> str:
+    """Rows in pairs: of every second pair the two are nearly equal; each fifth row is too short."""
+    if number % 5 == 4:
+        return f"short {number}"
+    pair = number // 2
+    words = " ".join(str(pair * place) for place in range(40))
+    return f"号码 {pair} a{pair}@acme.io {words}" + (f" and {number}" if pair % 2 else f" {number} " * 20)
 
 
 @pytest.mark.chain
@@ -29,10 +40,16 @@ def test_a_recipe_on_ray_makes_the_same_bytes(tmp_path: Path) -> None:
         pytest.fail("ray is not installed") if os.environ.get("CI") else pytest.skip("ray is not installed")
     recipe = tmp_path / "shared.yaml"
     recipe.write_text(RECIPE)
+    lines = [json.dumps({"text": row(number)}) for number in range(6000)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     outputs = []
     for executor in ("local", "ray"):
-        command = [sys.executable, "-m", "catena", "-w", str(tmp_path / executor), "run", str(recipe), "--json"]
-        done = subprocess.run([*command, "--on", executor], capture_output=True, text=True, timeout=300, check=False)
+        command = [sys.executable, "-m", "catena", "-w", executor, "run", str(recipe), "--json", "--on", executor]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         outputs.append(json.loads(done.stdout.splitlines()[-1])["outputs"])
     assert outputs[0] == outputs[1]
+    with c.open(tmp_path / "ray") as ws:
+        rejected = {name: ws.dataset(f"shared/{name}").version.rejects for name in ("kept", "unique")}
+    assert rejected["kept"] == 1200
+    assert rejected["unique"] == 900

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -122,20 +120,3 @@ def test_stages_of_one_row_make_the_same_dataset_in_shards(
 def test_an_unknown_executor_is_refused(context: Context, source: DatasetVersion) -> None:
     with pytest.raises(UsageError, match="no executor 'slurm'"):
         work(replace(context, executor="slurm"), source, "count", 1)
-
-
-@pytest.mark.chain
-@pytest.mark.xdist_group("ray")
-@pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_on_ray_the_datasets_are_the_same(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if find_spec("ray") is None:
-        assert not os.environ.get("CI"), "the development environment has Ray"
-        pytest.skip("Ray is not installed")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("catena.data.executors.processors", lambda: 1)
-    texts = [f"row {number // 2} " + " ".join(str(number // 2 * place) for place in range(60)) for number in range(20)]
-    source = documents(context.store, *texts)
-    here = run(replace(context, workdir=tmp_path / "here"), "data.dedup", {}, source=source)
-    there = run(replace(context, workdir=tmp_path / "there", executor="ray"), "data.dedup", {}, source=source)
-    assert here.rejects == 10
-    assert here.digest == there.digest
