@@ -17,7 +17,8 @@ RECIPE = """\
 name: shared
 steps:
   raw: {stage: data.ingest, with: {paths: [rows.jsonl]}}
-  kept: {stage: data.filter, use: {source: raw}, with: {filters: {length: {min_tokens: 5}}}}
+  tidy: {stage: data.repair, use: {source: raw}}
+  kept: {stage: data.filter, use: {source: tidy}, with: {filters: {length: {min_tokens: 5}}}}
   unique: {stage: data.dedup, use: {source: kept}}
   masked: {stage: data.mask, use: {source: unique}}
   spoken: {stage: data.language, use: {source: masked}}

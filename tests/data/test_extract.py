@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -146,6 +147,19 @@ def test_the_stage_keeps_order_source_licence_and_parent_and_every_reject(contex
     assert result.funnel.changed == {"controls_removed": 1}
     assert (result.funnel.rows_in, result.funnel.rows_out) == (4, 2)
     assert extract(context, ExtractConfig(), source=source).digest == result.digest
+
+
+def test_pages_are_the_same_whoever_takes_the_text(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies = {
+        f"http://one.test/{number}": (html(f"<p>Home</p>{ARTICLE}{number}").encode(), "text/html", "")
+        for number in range(12)
+    }
+    source = pages(context, {**bodies, "http://one.test/x": (b"\x00\x01", "text/plain", "")})
+    whole = extract(context, ExtractConfig(), source=source)
+    monkeypatch.setattr("catena.data.extract.SHARD_PAGES", 5)
+    shared = extract(replace(context, workers=2), ExtractConfig(), source=source)
+    assert (shared.digest, shared.funnel) == (whole.digest, whole.funnel)
+    assert (whole.rows, whole.rejects) == (12, 1)
 
 
 def test_an_empty_dataset_gives_an_empty_dataset(context: Context) -> None:

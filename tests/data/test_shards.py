@@ -104,12 +104,18 @@ def test_rows_are_the_same_here_and_with_workers(context: Context, source: Datas
 
 @pytest.mark.parametrize(
     ("stage", "values"),
-    [("data.filter", {"filters": {"length": {"min_tokens": 3}}}), ("data.language", {}), ("data.mask", {})],
+    [
+        ("data.filter", {"filters": {"length": {"min_tokens": 3}}}),
+        ("data.language", {}),
+        ("data.mask", {}),
+        ("data.repair", {}),
+        ("data.lines", {"terminal_punctuation": False}),
+    ],
 )
 def test_stages_of_one_row_make_the_same_dataset_in_shards(
     context: Context, stage: str, values: dict[str, object]
 ) -> None:
-    texts = [f"Write to person{number}@mail.org about it" if number % 3 else "Bonjour" for number in range(30)]
+    texts = [f"Write to person{number}@mail.org about it\r" if number % 3 else "Bonjour" for number in range(30)]
     source = documents(context.store, *texts)
     sharded = run(replace(context, workers=1), stage, values, source=source)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,6 +1,7 @@
 """The stage `data.extract`: media samples become documents: main text of web pages, plain text as it is.
 
     bytes -> text (decode.py), or the reason why it is none -> main text -> without the frame of the site -> document
+    └───────────────── in shards, by as many processes as there are ──────┘
 
 Inner machines: `text_of` takes one body, `frame_lines` and `without_frame` take texts; none of them does I/O.
 """
@@ -23,10 +24,15 @@ from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.decode import Undecodable, decode, normalise
+from catena.data.shards import Shard, work_shards
+from catena.hub.datasets import Dataset
+from catena.hub.rows import to_sample
 
 HTML = frozenset({"text/html", "application/xhtml+xml"})
 Extractor = Literal["union", "resiliparse", "trafilatura"]
 
+SHARD_PAGES = 256
+TEXTS = "texts.jsonl"
 # When trafilatura is asked, and when it is believed. It is a hundred times slower than resiliparse, and the two
 # seldom lose the same page (arXiv 2602.19548: 39 % of pages are found by more than one extractor).
 DOUBT_BELOW = 0.25
@@ -75,12 +81,13 @@ def extract(ctx: Context, cfg: ExtractConfig, *, source: DatasetVersion) -> Data
     Reasons: `binary`, `undecodable`, `empty`, `too_deep`, `unsupported_type`. `metadata`: url, title, extractor,
     charset, media_type. Rows keep the order of the source; `_parents` is the page.
     """
-    spool = ctx.workdir / "extracted.jsonl"
-    frames = _extract_all(ctx, cfg, source, spool)
+    operation = "catena.data.extract:extract_shard"
+    folders = work_shards(ctx, source, operation, cfg, label="Extract", unit="pages", shard_rows=SHARD_PAGES)
+    pages = ctx.store.open_dataset(source)
+    frames = _frames(pages, folders) if cfg.drop_frame else {}
     changed: Counter[str] = Counter()
     with ctx.store.new_dataset("document", license=source.license) as writer:
-        pages = ctx.store.open_dataset(source).samples()
-        for page, found in zip(pages, _read(spool), strict=True):
+        for page, found in zip(pages.samples(), _read(folders), strict=True):
             kept = without_frame(found.text, frames.get(site_of(page.source), frozenset()))
             if found.reason:
                 writer.reject(page, found.reason, found.detail, shape="media")
@@ -90,32 +97,38 @@ def extract(ctx: Context, cfg: ExtractConfig, *, source: DatasetVersion) -> Data
                 changed.update(found.changed)
                 changed.update(["frame_dropped"] if kept != found.text else [])
                 writer.add(_document(page, found, kept))
-        dataset = writer.commit(changed=dict(sorted(changed.items())))
-    spool.unlink()
-    return dataset
+        return writer.commit(changed=dict(sorted(changed.items())))
 
 
-def _extract_all(ctx: Context, cfg: ExtractConfig, source: DatasetVersion, spool: Path) -> dict[str, frozenset[str]]:
-    """Write the text of every page to the spool; returns the frame lines of each site."""
-    progress = ctx.progress("extract", source.rows, "pages")
+def extract_shard(shard: Shard, cfg: Config, folder: Path) -> None:
+    """Take the text from a shard's pages: the operation behind `data.extract`."""
+    assert isinstance(cfg, ExtractConfig)
+    with (folder / TEXTS).open("w", encoding="utf-8") as stream:
+        for batch in shard.batches():
+            for page in map(to_sample, batch.to_pylist()):
+                charset = str(page.metadata.get("charset", ""))
+                found = text_of(page.data["content"], str(page.data["media_type"]), charset, cfg.extractor)
+                stream.write(json.dumps(asdict(found)) + "\n")
+
+
+def _frames(pages: Dataset, folders: Iterable[Path]) -> dict[str, frozenset[str]]:
+    """Return the frame lines of each site."""
     edges: dict[str, Counter[str]] = {}
     sizes: Counter[str] = Counter()
-    with spool.open("w", encoding="utf-8") as stream:
-        for page in progress.over(ctx.store.open_dataset(source).samples()):
-            charset = str(page.metadata.get("charset", ""))
-            found = text_of(page.data["content"], str(page.data["media_type"]), charset, cfg.extractor)
-            stream.write(json.dumps(asdict(found)) + "\n")
-            if found.text:
-                site = site_of(page.source)
-                sizes[site] += 1
-                edges.setdefault(site, Counter()).update(edge_lines(found.text))
-    return {site: frame_lines(edges[site], sizes[site]) if cfg.drop_frame else frozenset() for site in edges}
+    sources = pages.table(["_source"]).column("_source").to_pylist()
+    for source, found in zip(sources, _read(folders), strict=True):
+        if found.text:
+            site = site_of(source or "")
+            sizes[site] += 1
+            edges.setdefault(site, Counter()).update(edge_lines(found.text))
+    return {site: frame_lines(edges[site], sizes[site]) for site in edges}
 
 
-def _read(spool: Path) -> Iterator[Extracted]:
-    with spool.open(encoding="utf-8") as stream:
-        for line in stream:
-            yield Extracted(**json.loads(line))
+def _read(folders: Iterable[Path]) -> Iterator[Extracted]:
+    for folder in folders:
+        with (folder / TEXTS).open(encoding="utf-8") as stream:
+            for line in stream:
+                yield Extracted(**json.loads(line))
 
 
 def _document(page: Sample, found: Extracted, text: str) -> Sample:

@@ -12,7 +12,7 @@ from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.filters.table import Filter, parse_filters
-from catena.data.shards import Outcome, map_rows
+from catena.data.shards import Outcome, map_rows, write_rows
 
 
 def first_reason(filters: Mapping[str, Filter], sample: Sample) -> tuple[str, str] | None:
@@ -54,9 +54,5 @@ def filter_row(cfg: FilterConfig) -> Callable[[Sample], Outcome]:
 def filter_documents(ctx: Context, cfg: FilterConfig, *, source: DatasetVersion) -> DatasetVersion:
     """Keep back documents that are too short, repetitive or of low quality, each with its reason."""
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
-        for row in map_rows(ctx, source, "catena.data.filter:filter_row", cfg, label="Filter", unit="documents"):
-            if row.reason:
-                out.reject(row.sample, row.reason, row.detail)
-            else:
-                out.add(row.sample)
+        write_rows(out, map_rows(ctx, source, "catena.data.filter:filter_row", cfg, label="Filter", unit="documents"))
         return out.commit()

@@ -7,7 +7,6 @@ nothing is downloaded.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from catena.core.config import Config
 from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
-from catena.data.shards import Outcome, map_rows
+from catena.data.shards import Outcome, map_rows, write_rows
 from catena.data.words import HAN, HANGUL, KANA, SPACES
 
 if TYPE_CHECKING:
@@ -93,13 +92,7 @@ def language_row(cfg: LanguageConfig) -> Callable[[Sample], Outcome]:
 @stage("data.language")
 def language(ctx: Context, cfg: LanguageConfig, *, source: DatasetVersion) -> DatasetVersion:
     """Write each document's language into its metadata, and keep back other languages than asked for."""
-    counts: Counter[str] = Counter()
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
         maker = "catena.data.language:language_row"
-        for row in map_rows(ctx, source, maker, cfg, label="Language", unit="documents"):
-            counts.update(row.counts)
-            if row.reason:
-                out.reject(row.sample, row.reason, row.detail)
-            else:
-                out.add(row.sample)
+        counts = write_rows(out, map_rows(ctx, source, maker, cfg, label="Language", unit="documents"))
         return out.commit(profile={"languages": dict(sorted(counts.items()))})

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
 from catena.core.config import Config
 from catena.core.errors import DataError
+from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.scripts import ends_sentence
+from catena.data.shards import Outcome, map_rows, write_rows
 from catena.data.words import CJK, words_of
 
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
@@ -80,6 +82,19 @@ def broken_rule(line: str, cfg: LinesConfig, phrases: Sequence[str]) -> str | No
     return None
 
 
+def lines_row(cfg: LinesConfig) -> Callable[[Sample], Outcome]:
+    """Return the function that cleans the lines of one row."""
+
+    def cleaned(sample: Sample) -> Outcome:
+        text, counts = clean(sample.text, cfg)
+        if not text:
+            detail = ", ".join(f"{rule} {count}" for rule, count in sorted(counts.items()))
+            return Outcome(sample, "no_line_left", detail or "the document is empty")
+        return Outcome(sample.with_text(text), counts={**counts, "documents": 1} if counts else {})
+
+    return cleaned
+
+
 @stage("data.lines")
 def clean_lines(ctx: Context, cfg: LinesConfig, *, source: DatasetVersion) -> DatasetVersion:
     """Drop lines that are no prose: without an end, too short, on JavaScript or cookies.
@@ -88,16 +103,7 @@ def clean_lines(ctx: Context, cfg: LinesConfig, *, source: DatasetVersion) -> Da
     """
     if source.shape != "document":
         raise DataError(f"lines are cleaned in documents, and this is a set of shape {source.shape}")
-    changed: Counter[str] = Counter()
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
-        samples = ctx.store.open_dataset(source).samples()
-        for sample in ctx.progress("Lines", source.rows, "documents").over(samples):
-            text, counts = clean(sample.text, cfg)
-            if not text:
-                detail = ", ".join(f"{rule} {count}" for rule, count in sorted(counts.items()))
-                out.reject(sample, "no_line_left", detail or "the document is empty")
-                continue
-            out.add(sample.with_text(text))
-            changed.update(counts)
-            changed["documents"] += bool(counts)
-        return out.commit(changed=dict(sorted((+changed).items())))
+        maker = "catena.data.lines:lines_row"
+        changed = write_rows(out, map_rows(ctx, source, maker, cfg, label="Lines", unit="documents"))
+        return out.commit(changed=dict(sorted(changed.items())))

@@ -25,7 +25,7 @@ from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.pii import KINDS, Kind, Span, canonical, find, plain_form
-from catena.data.shards import Outcome, map_rows
+from catena.data.shards import Outcome, map_rows, write_rows
 
 # Addresses and domains that stand for nobody: RFC 2606, 5737, 3849, loopback, private, multicast and reserved networks.
 NOBODY = [
@@ -188,12 +188,6 @@ def _map_data(data: Mapping[str, Any], change: Callable[[str], str]) -> dict[str
 @stage("data.mask")
 def mask(ctx: Context, cfg: MaskConfig, *, source: DatasetVersion) -> DatasetVersion:
     """Mask, pseudonymise or keep back personal data: mail, telephone, identity, card, account and IP numbers."""
-    changed: Counter[str] = Counter()
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
-        for row in map_rows(ctx, source, "catena.data.privacy:mask_row", cfg, label="Personal data"):
-            changed.update(row.counts)
-            if row.reason:
-                out.reject(row.sample, row.reason, row.detail)
-            else:
-                out.add(row.sample)
+        changed = write_rows(out, map_rows(ctx, source, "catena.data.privacy:mask_row", cfg, label="Personal data"))
         return out.commit(changed=dict(sorted(changed.items())))

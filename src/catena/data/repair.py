@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 from catena.core.config import Config
 from catena.core.errors import DataError
+from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.privacy import map_texts
+from catena.data.shards import Outcome, map_rows, write_rows
 
 LINE_END = re.compile("\r\n|[\r\u2028\u2029\x0b\x0c\x85]")
 TERMINAL_ESCAPE = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
@@ -124,6 +125,25 @@ def tidy(text: str) -> str:
     return BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
 
 
+def repair_row(cfg: RepairConfig) -> Callable[[Sample], Outcome]:
+    """Return the function that repairs one row."""
+
+    def repaired(sample: Sample) -> Outcome:
+        done: set[str] = set()
+
+        def change(text: str) -> str:
+            result, names = repair(text, cfg)
+            done.update(names)
+            return result
+
+        result = replace(sample, data=map_texts(sample.data, change))
+        if not result.text.strip():
+            return Outcome(sample, "empty", "no text is left")
+        return Outcome(result, counts={f"repaired_{name}": 1 for name in done})
+
+    return repaired
+
+
 @stage("data.repair")
 def repair_texts(ctx: Context, cfg: RepairConfig, *, source: DatasetVersion) -> DatasetVersion:
     """Repair wrongly decoded characters, control and invisible characters, line ends and white space.
@@ -132,21 +152,6 @@ def repair_texts(ctx: Context, cfg: RepairConfig, *, source: DatasetVersion) -> 
     """
     if source.shape == "media":
         raise DataError("media has no text to repair", hint="Take the text out first: data.extract")
-    changed: Counter[str] = Counter()
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
-        samples = ctx.store.open_dataset(source).samples()
-        for sample in ctx.progress("Repair", source.rows).over(samples):
-            done: set[str] = set()
-
-            def change(text: str, done: set[str] = done) -> str:
-                repaired, names = repair(text, cfg)
-                done.update(names)
-                return repaired
-
-            result = replace(sample, data=map_texts(sample.data, change))
-            if not result.text.strip():
-                out.reject(sample, "empty", "no text is left")
-                continue
-            changed.update(f"repaired_{name}" for name in done)
-            out.add(result)
+        changed = write_rows(out, map_rows(ctx, source, "catena.data.repair:repair_row", cfg, label="Repair"))
         return out.commit(changed=dict(sorted(changed.items())))

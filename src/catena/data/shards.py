@@ -18,7 +18,8 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +35,7 @@ from catena.core.sample import Sample
 from catena.core.stage import Context, code_digest
 from catena.core.types import DatasetVersion, Shape
 from catena.data.executors import EXECUTORS, processors
-from catena.hub.datasets import SAMPLES
+from catena.hub.datasets import SAMPLES, DatasetWriter
 from catena.hub.rows import schema_of, to_row, to_sample
 
 SHARD_ROWS = 2048
@@ -114,19 +115,28 @@ def _named(name: str) -> Any:
 
 
 def work_shards(
-    ctx: Context, source: DatasetVersion, operation: str, cfg: Config, *, label: str, workers: int = 0
+    ctx: Context,
+    source: DatasetVersion,
+    operation: str,
+    cfg: Config,
+    *,
+    label: str,
+    unit: str = "rows",
+    workers: int = 0,
+    shard_rows: int = 0,
 ) -> list[Path]:
     """Run an operation on every shard of a dataset; returns the folders in the order of the rows.
 
-    `workers` (default: the context's, else one for each processor) changes nothing but the time it takes.
+    `workers` (default: the context's, else one for each processor) changes nothing but the time it takes. `shard_rows`
+    is for operations that take so long that 2,048 rows are too many to lose, or to wait for.
     """
     if ctx.executor not in EXECUTORS:
         raise UsageError(f"there is no executor {ctx.executor!r}", hint=f"There are: {', '.join(EXECUTORS)}.")
     ctx.store.open_dataset(source)  # verifies the files once, before anybody reads them
-    shards = cut(ctx, source, operation, cfg)
+    shards = cut(ctx, source, operation, cfg, shard_rows or SHARD_ROWS)
     waiting = [shard for shard in shards if not Path(shard.target).exists()]
     before = source.rows - sum(shard.rows for shard in waiting)
-    progress = ctx.progress(label, source.rows, "rows", done=before)
+    progress = ctx.progress(label, source.rows, unit, done=before)
     row_bytes = sum(split.bytes for split in source.splits.values()) / max(source.rows, 1)
     started, lock, done = time.monotonic(), threading.Lock(), [0]
 
@@ -145,14 +155,14 @@ def work_shards(
     return [Path(shard.target) for shard in shards]
 
 
-def cut(ctx: Context, source: DatasetVersion, operation: str, cfg: Config) -> list[Shard]:
-    """Return the shards of a dataset: always the same for the same rows, operation, code and config."""
+def cut(ctx: Context, source: DatasetVersion, operation: str, cfg: Config, rows: int) -> list[Shard]:
+    """Return a dataset's shards of `rows` rows: always the same for the same rows, operation, code and config."""
     kind = type(cfg)
     values = cfg.model_dump(mode="json")
     code = code_digest(operation.partition(":")[0], *cfg.modules())
     shards = []
-    for start in range(0, source.rows, SHARD_ROWS):
-        stop = min(start + SHARD_ROWS, source.rows)
+    for start in range(0, source.rows, rows):
+        stop = min(start + rows, source.rows)
         key = digest_of([operation, code, values, source.content, start, stop])
         shards.append(
             Shard(
@@ -218,8 +228,20 @@ def map_rows(
         config=cfg.model_dump(mode="json"),
         chosen=cfg.modules(),
     )
-    for folder in work_shards(ctx, source, "catena.data.shards:shard_of_rows", wrapped, label=label):
+    for folder in work_shards(ctx, source, "catena.data.shards:shard_of_rows", wrapped, label=label, unit=unit):
         yield from _outcomes(folder / ROWS_FILE)
+
+
+def write_rows(out: DatasetWriter, outcomes: Iterable[Outcome]) -> Counter[str]:
+    """Write what goes on and what stays back; returns the sum of what the outcomes count."""
+    counts: Counter[str] = Counter()
+    for outcome in outcomes:
+        counts.update(outcome.counts)
+        if outcome.reason:
+            out.reject(outcome.sample, outcome.reason, outcome.detail)
+        else:
+            out.add(outcome.sample)
+    return counts
 
 
 def shard_of_rows(shard: Shard, cfg: Config, folder: Path) -> None:
