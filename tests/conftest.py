@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from _pytest.nodeid import NodeId
 from catena.core.events import Events
 from catena.core.stage import Context
 from catena.hub.store import Store, init_store
-from tests.chain import Chain, finish, start
+from tests.chain import Chain, start
 
 
 @pytest.hookimpl(trylast=True)
@@ -46,8 +45,6 @@ def context(store: Store, tmp_path: Path) -> Context:
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """The demo's chain with small numbers, run once by command line and left alone. About half a minute."""
+    """The demo's chain with small numbers, run once by command line and left alone."""
     workspace = tmp_path_factory.mktemp("chain") / ".catena"
-    started = time.monotonic()
-    end = finish(start(workspace))
-    return Chain(workspace, end, time.monotonic() - started)
+    return Chain(workspace, start(workspace).end())

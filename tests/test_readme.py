@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import catena as c
+from catena.cli.main import run as run_line
 from catena.flow.run import RecipeRun
 from tests.chain import RECIPE, ROOT, SMALL, Chain
 
@@ -33,16 +34,20 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if "catena" in line.split()[0]])
-def test_a_command_of_the_readme_runs(line: str, chain: Chain) -> None:
-    words = [sys.executable, "-m", "catena", *shlex.split(line)[1:]]
-    if words[3] in ("run", "plan"):
+def test_a_command_of_the_readme_runs(
+    line: str, chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line)[1:]
+    if words[0] in ("run", "plan"):
         words += [part for assignment in SMALL for part in ("--set", assignment)]
     words += ["--workspace", str(chain.workspace)]
-    if words[3] == "chat":
+    if words[0] == "chat":
         words += ["What does html.escape do?"]  # else it would wait for a person
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (done.stdout + done.stderr).strip()
+    code = run_line(words)
+    said = "".join(capsys.readouterr())
+    assert code == 0, said
+    assert said.strip()
 
 
 def test_make_knows_every_target_of_the_readme() -> None:
@@ -88,11 +93,11 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
     assert set(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE)) == folders
 
 
-def test_every_value_that_an_example_sets_is_one_that_the_recipe_has() -> None:
+def test_every_value_that_an_example_sets_is_one_that_the_recipe_has(capsys: pytest.CaptureFixture[str]) -> None:
     texts = [(ROOT / name).read_text() for name in ("README.md", "README.zh.md")]
     for command in ("run", "plan"):
-        asked = [sys.executable, "-m", "catena", command, "--help"]
-        texts.append(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+        run_line([command, "--help"])
+        texts.append(capsys.readouterr().out)
     assignments = re.findall(r"--set ([a-z0-9-]+\.[a-z_.]+=\S+)", "\n".join(texts))
     assert len(assignments) >= 3
     c.load_recipe(RECIPE, overrides=assignments)

@@ -133,6 +133,15 @@ def test_every_check_has_its_numbers() -> None:
     assert 0 < checks["cores"].data["usable"] <= checks["cores"].data["present"]
 
 
+def test_a_busy_machine_is_said_beside_what_it_was_measured_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.0, 0.0))
+    check = check_cores()
+    assert (check.status, check.data["load"]) == ("warn", 1000.0)
+    assert "load 1000.0" in check.value
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+    assert "load" not in check_cores().value
+
+
 def group(root: Path, **files: str) -> Path:
     """Write the files of a control group; `__` stands for a dot."""
     root.mkdir(parents=True, exist_ok=True)

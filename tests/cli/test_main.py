@@ -42,6 +42,22 @@ def test_help_of_every_command_has_examples_that_begin_with_it(catena: Catena, c
     assert re.search(rf"Examples:\n    catena {command}\b", result.out)
 
 
+@pytest.mark.parametrize("line", [["--help"], ["data", "--help"]])
+def test_every_summary_fits_on_its_line(catena: Catena, line: list[str]) -> None:
+    shown = catena(*line).out
+    assert "Commands:" in shown
+    assert [row for row in shown.splitlines() if row.endswith("...")] == []
+
+
+def test_a_plan_needs_no_workspace_and_makes_none(catena: Catena, recipe: Path, here: Path) -> None:
+    rows = catena("plan", str(recipe), "--json").json
+    assert [(row["step"], row["status"], row["reason"]) for row in rows] == [
+        ("small", "run", "new"),
+        ("loud", "run", "after small"),
+    ]
+    assert not (here / ".catena").exists()
+
+
 def test_no_arguments_show_the_help(catena: Catena) -> None:
     assert catena().out == catena("--help").out
 
@@ -78,6 +94,8 @@ def test_words_after_two_dashes_are_left_alone() -> None:
         (["do", "example.numbers", "--use", "x"], 2, "is not of the form input=ref"),
         (["do", "example.numbers", "--set", "rows"], 2, "is not of the form a.b=value"),
         (["show", "x", "--svg", "f.svg"], 2, "--svg draws a funnel"),
+        (["log", "--limit", "-1"], 2, "greater than or equal to 0"),
+        (["run", "absent.yaml", "--on", "mars"], 2, "'--on': 'mars' is not one of 'local', 'ray'"),
     ],
 )
 def test_mistakes_end_with_one_sentence_and_their_exit_code(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import socket
@@ -93,8 +94,9 @@ def test_lineage_of_an_answer_leads_to_its_page(workspace: Store, catena: Catena
     assert 0.2 < near[0]["similarity"] < 1
 
 
-def test_chat_reads_questions_from_a_pipe(workspace: Store, program: Catena) -> None:
-    result = program("chat", "tiny", "--max-tokens", "2", "--json", stdin=f"{QUESTION}\n\nAnother?\n")
+def test_chat_reads_questions_from_a_pipe(workspace: Store, catena: Catena, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n\nAnother?\n"))
+    result = catena("chat", "tiny", "--max-tokens", "2", "--json")
     assert result.code == 0, result.err
     assert [answer["question"] for answer in result.json] == [QUESTION, "Another?"]
 

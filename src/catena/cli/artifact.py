@@ -31,21 +31,22 @@ def list_(
         session.out.value(rows)
         return
     table = [(row["ref"], row["kind"], row["digest"][:12], row["created"][:19], ", ".join(row["tags"])) for row in rows]
-    session.out.table(("ref", "kind", "digest", "created", "tags"), table, empty="nothing is stored")
+    nothing = "nothing is stored" if kind is None and name is None else "nothing that is stored is like this"
+    session.out.table(("ref", "kind", "digest", "created", "tags"), table, empty=nothing)
 
 
 def show(
     context: typer.Context,
     ref: Ref,
-    samples: Annotated[int, typer.Option(metavar="N", help="Show the first N samples of a dataset.")] = 0,
+    samples: Annotated[int, typer.Option(metavar="N", min=0, help="Show the first N samples of a dataset.")] = 0,
     rejects: Annotated[bool, typer.Option("--rejects", help="Show what was kept back, and why.")] = False,
     reason: Annotated[str | None, typer.Option(metavar="REASON", help="Only rejects with this reason.")] = None,
     funnel: Annotated[bool, typer.Option("--funnel", help="Show rows in, out and why, back to the source.")] = False,
     events: Annotated[bool, typer.Option("--events", help="Show the events of the run that made it.")] = False,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="With --funnel: draw it into a file.")] = None,
-    limit: Annotated[int, typer.Option(metavar="N", help="At most so many rejects and events.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="At most so many rejects and events.")] = 20,
 ) -> None:
-    """Show everything about a stored thing: its fields, the run that made it, its scores."""
+    """Show a stored thing: its fields, its run, its scores."""
     from catena.cli.funnel import draw
     from catena.cli.show import Parts, print_record, record_of
 

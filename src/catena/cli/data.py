@@ -74,7 +74,7 @@ def diff(
     key: Key = "_id",
     limit: Annotated[int, typer.Option(metavar="N", help="Show at most so many rows; 0 only counts them.")] = 20,
 ) -> None:
-    """Show which rows were added, removed and changed from one version to another, and which fields."""
+    """Show which rows and fields differ between two versions. Rows are added, removed, or changed."""
     from itertools import islice
 
     from catena.hub import versions
@@ -157,7 +157,7 @@ def checkout(
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="A folder that does not exist yet.")],
     format: Annotated[str, typer.Option(metavar="FORMAT", help="jsonl, parquet or lance.")] = "jsonl",
 ) -> None:
-    """Write a version's samples and rejects into files, to look at or to edit."""
+    """Write a version's samples and rejects into files. They can be looked at, edited, and committed again."""
     from catena.core.events import Events
     from catena.hub import versions
 

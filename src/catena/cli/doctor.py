@@ -48,8 +48,8 @@ class Check:
 
     def line(self) -> str:
         """Return the check as text."""
-        return f"{self.status:<4}  {self.name:<15}  {self.value}" + (
-            f"\n{'':23}-> {self.advice}" if self.advice else ""
+        return f"{self.status:<4}  {self.name:<17}  {self.value}" + (
+            f"\n{'':25}-> {self.advice}" if self.advice else ""
         )
 
 
@@ -81,10 +81,14 @@ def check_cores(root: Path = ROOT, groups: Path = GROUPS) -> Check:
     """Processors that this process may use; a container's limit counts."""
     allowed, present, quota = len(os.sched_getaffinity(0)), os.cpu_count() or 1, cpu_limit(root, groups)
     usable = allowed if quota is None else min(quota, allowed)
-    data = {"usable": usable, "allowed": allowed, "present": present, "limit": quota}
+    load = os.getloadavg()[0]
+    data = {"usable": usable, "allowed": allowed, "present": present, "limit": quota, "load": load}
     text = f"{usable:g} usable of {present}"
     if quota is not None and quota < allowed:
         text += ", by the limit of this container"
+    if load > 2 * present:
+        advice = "Other programs use the processors: all will be slow, and what is measured here is too low."
+        return Check("cores", "warn", f"{text}, load {load:.1f}", advice, data)
     return Check("cores", "ok" if usable > 1 else "warn", text, data=data)
 
 

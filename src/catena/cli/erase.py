@@ -24,7 +24,7 @@ def erase(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be erased.")] = False,
     author: Author = "",
 ) -> None:
-    """Erase rows, and all that was made from them, from every version, branch and tag of the workspace. For good."""
+    """Erase rows and all that was made from them, for good. They go from every version, branch and tag."""
     from catena.core.events import Events
     from catena.hub.erase import erase
 
@@ -71,7 +71,7 @@ def _say(session: Session, done: dict[str, Any], dry_run: bool) -> None:
 
 
 def erased(context: typer.Context) -> None:
-    """List what was erased, and whether each tombstone's signature holds."""
+    """List what was erased, and whether its proof holds. A tombstone for each erasure is signed."""
     from catena.hub.erase import tombstones
 
     session = session_of(context)

@@ -18,7 +18,7 @@ def log(
     about: Annotated[
         str | None, typer.Argument(metavar="[REF or RUN]", help="Only runs around this, or this run, or its group.")
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", help="At most so many of each; 0 for all.")] = 50,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="At most so many of each; 0 for all.")] = 50,
 ) -> None:
     """List runs and moves of tags, newest first."""
     from catena.cli.views import history_of
@@ -61,7 +61,7 @@ def lineage(
     ] = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it into a file.")] = None,
 ) -> None:
-    """Show what a thing was made from, back to its source documents, and what was made of it."""
+    """Show what a thing was made from and what was made of it. The way up ends at the source documents."""
     from catena.hub.drawing import as_svg
     from catena.hub.lineage import as_json, as_text
 

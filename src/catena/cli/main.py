@@ -38,7 +38,7 @@ from catena.core.errors import Cancelled, CatenaError, UsageError, environment_p
 app = typer.Typer(
     name="catena",
     help="From raw material to a served model, with one lineage: datasets, training, compression, evaluation, serving.",
-    epilog="Begin with:  catena run recipes/python-helper.yaml   then:  catena chat python-helper@production",
+    epilog="\b\nBegin with:\n  catena run recipes/python-helper.yaml\n  catena chat python-helper@production",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=True,
@@ -50,7 +50,7 @@ for commands in (workspace, recipe, tune, stage, train, artifact, history, model
         app.command(name, epilog=f"\b\nExamples:\n{example}")(command)
 data_app = typer.Typer(
     name="data",
-    help="Versions of datasets, as in git: log, diff, branch, tag, checkout, commit, merge, erase.",
+    help="Versions of datasets, as in git: diff, merge, erase.",
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
@@ -160,7 +160,7 @@ def known_error(error: BaseException) -> CatenaError | None:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Cancelled("stopped", hint="The same command goes on where it was.")
     if isinstance(error, typer.TyperException):
-        text = str(getattr(error, "format_message", lambda: error)()).rstrip(".")
+        text = str(getattr(error, "format_message", lambda: error)()).rstrip(".").replace("Value error, ", "")
         return UsageError(
             text[:1].lower() + text[1:], hint="`catena --help`, or --help after a command, shows what it takes."
         )

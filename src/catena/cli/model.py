@@ -32,7 +32,7 @@ def chat(
         int | None, typer.Option(metavar="N", help="Longest answer, in tokens; by default the server's limit.")
     ] = None,
 ) -> None:
-    """Ask a model, each question by itself, and see which pages it learnt the answer from."""
+    """Ask a model, and see which pages it learnt that from. Each question stands by itself."""
     from catena.cli.chat import Answer, ask, connect, opened_server
     from catena.core.types import ModelVersion
     from catena.hub.lineage import answer_sources
@@ -103,7 +103,7 @@ def serve(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting: serve.port=9000.")
     ] = None,
 ) -> None:
-    """Serve a model behind the OpenAI API until Ctrl-C: chat, completions, embeddings, decisions, by what it is."""
+    """Serve a model behind the OpenAI API until Ctrl-C. Chat, completions, embeddings, decisions, by what it is."""
     from catena.core.config import override
     from catena.core.generate import GENERATORS
     from catena.core.types import ModelVersion

@@ -112,13 +112,14 @@ class Out:
 
     def error(self, error: CatenaError, trace: str = "") -> None:
         """Print an error: a sentence and a hint, or a JSON object. `trace` is shown to who debugs."""
+        hint = error.hint or error.usual_hint
         if trace:
             self._stderr.write(trace)
         if self.json:
             body: dict[str, Any] = {
                 "type": type(error).__name__,
                 "message": error.message,
-                "hint": error.hint,
+                "hint": hint,
                 "exit_code": error.exit_code,
             }
             problems = getattr(error, "problems", ())
@@ -126,6 +127,4 @@ class Out:
             status = "cancelled" if error.exit_code == 130 else "failed"
             self.value({**({"event": "end", "status": status} if self._lines_of_events else {}), "error": body})
             return
-        self._stderr.write(f"error: {error.message}\n")
-        if error.hint:
-            self._stderr.write(f"hint: {error.hint}\n")
+        self._stderr.write(f"error: {error.message}\nhint: {hint}\n")

@@ -28,7 +28,7 @@ def plan_training(
     explain: Annotated[bool, typer.Option("--explain", help="Show every formula.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Show every candidate, not the best only.")] = False,
 ) -> None:
-    """Say what each way to share a training costs in memory, traffic and time, and pick one."""
+    """Say what each way to share a training costs, and pick one. The cost is memory, traffic and time."""
     from catena.core.config import override
 
     given = {name: value for name, value in (("gpus", gpus), ("memory", memory), ("link", link)) if value is not None}

@@ -33,7 +33,7 @@ def run(
     tensorboard: TensorBoard = None,
     mlflow: Mlflow = None,
 ) -> None:
-    """Run a recipe. What was done before comes from the store; a killed run goes on where it was."""
+    """Run a recipe, or go on with one that was stopped. What was done before comes from the store."""
     from catena.cli.views import run_result
     from catena.flow.recipe import load_recipe
 
@@ -64,7 +64,7 @@ def plan(
 ) -> None:
     """Say which steps of a recipe would run, and why. Nothing runs."""
     session = session_of(context)
-    with session.open() as workspace:
+    with session.open_or_empty() as workspace:
         steps = workspace.plan(recipe, overrides=assignments or (), until=until, refresh=refresh)
     if session.out.json:
         session.out.value([asdict(step) for step in steps])

@@ -42,6 +42,23 @@ class Session:
             yield workspace
 
     @contextmanager
+    def open_or_empty(self) -> Iterator[Workspace]:
+        """Open the workspace; where there is none, an empty one that is gone afterwards: who only looks makes none."""
+        from tempfile import TemporaryDirectory
+
+        from catena.workspace import open_with
+
+        settings = self.settings()
+        if settings.workspace is not None and (settings.workspace / "workspace.json").exists():
+            with open_with(settings, create=False) as workspace:
+                yield workspace
+            return
+        with TemporaryDirectory(prefix="catena-") as folder:
+            elsewhere = settings.model_copy(update={"workspace": Path(folder) / "empty", "index": "", "files": ""})
+            with open_with(elsewhere, create=True) as workspace:
+                yield workspace
+
+    @contextmanager
     def listeners(
         self, tensorboard: Path | None = None, mlflow: str | None = None, *, events: bool = False
     ) -> Iterator[tuple[Listener, ...]]:

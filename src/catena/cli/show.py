@@ -168,9 +168,12 @@ def print_record(out: Out, record: Mapping[str, Any]) -> None:
         scores = {name: score.model_dump() for name, score in artifact.scores.items()}
         _print_scores(out, [{"suite": artifact.suite, "scores": scores}])
     _print_scores(out, record["scores"])
+    for part in ("samples", "rejects", "events"):
+        if record.get(part) == []:
+            out.note(f"no {part}")
     for row in record.get("funnel", ()):
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in {**row["rejected"], **row["changed"]}.items())
-        out.line(f"{row['rows_in']:>9,} -> {row['rows_out']:>9,}  {row['ref']}  {reasons}")
+        out.line(f"{row['rows_in']:>9,} -> {row['rows_out']:>9,}  {row['ref']}  {reasons}".rstrip())
     for sample in record.get("samples", ()):
         out.line(f"\n[{sample['id']}] {sample['source']} {sample['split'] or ''}".rstrip())
         out.line(_shortened(sample))

@@ -63,7 +63,7 @@ def explain(
     context: typer.Context,
     stage: Annotated[str | None, typer.Argument(metavar="[STAGE]", help="Without it, all stages are listed.")] = None,
 ) -> None:
-    """Show what a stage takes, makes, and can be told; or list all stages."""
+    """Show what a stage takes, makes, and can be told. Without a name all stages are listed."""
     from catena.cli.views import stage_record
     from catena.core.stage import stage_of
     from catena.flow.table import STAGES

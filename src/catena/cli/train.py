@@ -33,7 +33,7 @@ def train(
     launch: Annotated[Launch, typer.Option(help="Who starts the processes.")] = "local",
     processes: Annotated[int, typer.Option(min=1, help="How many share the work.")] = 1,
 ) -> None:
-    """Train on one process or many: started here, by torchrun, on a Ray cluster, or through Slurm's queue."""
+    """Train on one process or many, here or on a cluster. They start here, by torchrun, on Ray, or through Slurm."""
     from catena.core.config import override
     from catena.train.slurm import slurm_contract
 

@@ -37,7 +37,7 @@ def tune(
     tensorboard: TensorBoard = None,
     mlflow: Mlflow = None,
 ) -> None:
-    """Search good values for a step's config: wide first, then close round the best. A killed search goes on."""
+    """Search good values for a step's config. Wide first, then close round the best; a killed search goes on."""
     from catena.cli.views import tune_record
     from catena.flow.recipe import load_recipe
     from catena.flow.space import read_space

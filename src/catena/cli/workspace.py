@@ -32,7 +32,7 @@ def init(context: typer.Context) -> None:
 def doctor(
     context: typer.Context, quick: Annotated[bool, typer.Option("--quick", help="Measure nothing.")] = False
 ) -> None:
-    """Look at the machine and the workspace: what is wrong, and what to do about it."""
+    """Say what is wrong with this machine, and what to do. The workspace is looked at too."""
     from catena.cli.doctor import examine
 
     session = session_of(context)
@@ -79,7 +79,7 @@ def gc(
         bool, typer.Option("--unused", help="Drop artifacts that no tag and no newest version leads to.")
     ] = False,
 ) -> None:
-    """Free space: leftovers of killed runs, and bytes that no artifact refers to."""
+    """Free space: leftovers, and bytes that nothing refers to. What a killed run left may be among them."""
     from catena.cli.progress import size
     from catena.hub.fsck import collect_garbage
 

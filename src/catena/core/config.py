@@ -85,10 +85,16 @@ def _problem(config: type[BaseModel], entry: Any) -> Problem:
         return Problem(path=path, message=f"unknown key {path[-1]!r}.", hint=did_you_mean(str(path[-1]), known))
     if entry["type"] == "missing":
         return Problem(path=path, message="a value is required.")
+    if entry["type"] == "too_short":
+        return Problem(path=path, message=_too_few(entry["ctx"]["min_length"]))
     message = str(entry["msg"]).removeprefix("Value error, ")
     got = entry.get("input")
     shown = "" if isinstance(got, Mapping | list | tuple) else f" (got {got!r})"
     return Problem(path=path, message=f"{message}{shown}.")
+
+
+def _too_few(least: int) -> str:
+    return "it cannot be empty." if least == 1 else f"at least {least} values are needed."
 
 
 def _fields_at(config: type[BaseModel], path: Sequence[str | int]) -> list[str]:

@@ -34,6 +34,8 @@ class CatenaError(Exception):
 
     exit_code = 1
     http_status = 500
+    usual_hint = "Run it again with --debug to see where it happened."
+    """What the command line says where an error brings no hint of its own."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -49,10 +51,13 @@ class UsageError(CatenaError):
 
     exit_code = 2
     http_status = 400
+    usual_hint = "`catena COMMAND --help` shows what a command takes, with examples."
 
 
 class ConfigError(UsageError):
     """A value in a config is unknown, of the wrong type, or out of range."""
+
+    usual_hint = "`catena explain STAGE` shows every value of a stage."
 
 
 class RecipeError(UsageError):
@@ -68,6 +73,7 @@ class NotFound(CatenaError):
 
     exit_code = 3
     http_status = 404
+    usual_hint = "`catena list` shows what is stored."
 
 
 class DataError(CatenaError):
@@ -75,6 +81,7 @@ class DataError(CatenaError):
 
     exit_code = 4
     http_status = 422
+    usual_hint = "`catena show REF --samples 3` shows what a dataset holds, `--rejects` what was kept back."
 
 
 class EnvironmentProblem(CatenaError):
@@ -82,6 +89,7 @@ class EnvironmentProblem(CatenaError):
 
     exit_code = 5
     http_status = 503
+    usual_hint = "`catena doctor` says what is wrong with this machine, and what to do."
 
 
 class MissingExtra(EnvironmentProblem):
@@ -109,6 +117,7 @@ class IntegrityError(CatenaError):
 
     exit_code = 6
     http_status = 500
+    usual_hint = "`catena fsck` names all that is damaged; with --forget the next run makes it again."
 
 
 class GateFailed(CatenaError):
@@ -116,6 +125,7 @@ class GateFailed(CatenaError):
 
     exit_code = 7
     http_status = 409
+    usual_hint = "`catena show` on the reports of the run shows the scores that were compared."
 
 
 class RemoteError(CatenaError):
@@ -123,6 +133,7 @@ class RemoteError(CatenaError):
 
     exit_code = 8
     http_status = 502
+    usual_hint = "Look whether it runs; then the same command goes on where it was."
 
 
 class Cancelled(CatenaError):
@@ -130,6 +141,7 @@ class Cancelled(CatenaError):
 
     exit_code = 130
     http_status = 499
+    usual_hint = "The same command goes on where it was."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,8 @@ def check_recipe(source: Source, *, overrides: Sequence[str] = (), store: Store 
     checker = _Checker(source, tuple(assignment.partition("=")[0] for assignment in full))
     written, problems = check(RecipeText, values)
     for problem in problems:
-        checker.add(problem.path, problem.message, problem.hint)
+        place = "" if repr(problem.path[-1]) in problem.message else ".".join(map(str, problem.path)) + ": "
+        checker.add(problem.path, place + problem.message, problem.hint)
     _raise(checker)
     assert written is not None
     if not NAME.fullmatch(written.name):
@@ -249,8 +251,10 @@ def _stored(
     try:
         return (type(store.resolve(target)),)
     except CatenaError as error:
-        close = did_you_mean(target, recipe.steps) if "@" not in target else error.hint
-        checker.add(path, f"{target!r} is neither a step of this recipe nor stored: {error.message}.", close)
+        others = [key for key in recipe.steps if key != path[1]]
+        close = get_close_matches(target, others, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else error.hint
+        checker.add(path, f"{target!r} is neither a step of this recipe nor stored: {error.message}.", hint)
         return ()
 
 

@@ -45,9 +45,9 @@ def read_source(path: Path) -> Source:
     except FileNotFoundError:
         raise NotFound(f"there is no recipe file {path}", hint="Shipped recipes are in the folder recipes/.") from None
     except IsADirectoryError:
-        raise NotFound(f"{path} is a folder, not a recipe file") from None
+        raise NotFound(f"{path} is a folder, not a recipe file", hint="Name a YAML file in it.") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from error
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", hint="A recipe is a YAML file.") from error
     return parse_source(text, str(path))
 
 

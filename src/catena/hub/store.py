@@ -69,7 +69,11 @@ class Store:
         if artifact is None:
             raise NotFound(f"{ref!r} is in no workspace here", hint="`catena list` shows what is.")
         if kind is not None and not isinstance(artifact, kind):
-            raise UsageError(f"{ref!r} is a {artifact.kind}; this needs a {kind.model_fields['kind'].default}")
+            wanted = kind.model_fields["kind"].default
+            raise UsageError(
+                f"{ref!r} is a {artifact.kind}; this needs a {wanted}",
+                hint=f"`catena list {wanted}` shows those there are.",
+            )
         return artifact
 
     def _digest_of(self, ref: str) -> str:
@@ -196,8 +200,10 @@ class Store:
 
     def untag(self, name: str, tag: str, by: str = "") -> None:
         """Take a tag away; its history stays."""
-        if (name, tag) not in self.index.tags(name):
-            raise NotFound(f"{name!r} has no tag {tag!r}")
+        tags = self.index.tags(name)
+        if (name, tag) not in tags:
+            known = did_you_mean(tag, (other for _, other in tags))
+            raise NotFound(f"{name!r} has no tag {tag!r}", hint=known or "It has none at all.")
         self.index.move_tag(name, tag, None, by)
 
     # -- working -----------------------------------------------------------------------------------------------------
