@@ -82,8 +82,7 @@ class Started:
 
     def kill(self) -> bool:
         """End it as a failure of the machine would: nothing in it is told. Return False if it had ended."""
-        assert self.process.pid is not None
-        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.join()
         return self.process.exitcode == -signal.SIGKILL
 
