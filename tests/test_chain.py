@@ -31,7 +31,7 @@ def test_every_step_is_taken_from_the_store_the_second_time(chain: Chain) -> Non
 
 
 def test_a_chain_killed_again_and_again_ends_as_if_nothing_had_happened(chain: Chain, tmp_path: Path) -> None:
-    """Kill -9 at random moments: each try comes to the step of the one before or to a later one, and some way into it."""
+    """Kill -9 at random moments: each try comes to the step of the one before or a later one, and some way into it."""
     workspace = tmp_path / ".catena"
     chance, kills = random.Random(20261122), 0
     seconds = {step: 0.1 + took for step, took in chain.end["seconds"].items()}

@@ -27,6 +27,7 @@ from catena.hub.store import Store
 
 GATE = "gate"
 PRODUCTION = "production"
+MACHINE = {"python": "Python {}", "system": "{}", "cores": "{} cores", "memory_gib": "{} GiB"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _page(store: Store, group: str, done: Sequence[Done]) -> dict[str, Any]:
         "group": group,
         "started": done[0].run.started,
         "seconds": _wall_seconds(done),
-        "machine": max(done, key=lambda item: item.run.seconds or 0.0).run.machine,
+        "machine": _machine(max(done, key=lambda item: item.run.seconds or 0.0).run.machine),
         "cached": sum(item.run.status == "cached" for item in done),
         "steps": done,
         "winner": winner,
@@ -130,6 +131,11 @@ def _labels(store: Store, done: Sequence[Done]) -> dict[str, str]:
             versions = store.index.versions(digest=digest)
             labels[digest] = f"{versions[-1].name}@{versions[-1].version}" if versions else digest[:12]
     return labels
+
+
+def _machine(facts: Mapping[str, Any]) -> list[str]:
+    """Return what a run knows of its machine, in words."""
+    return [MACHINE[name].format(facts[name]) for name in MACHINE if facts.get(name) is not None]
 
 
 def _wall_seconds(done: Sequence[Done]) -> float:

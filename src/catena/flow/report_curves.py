@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from catena.core.events import read_events
 from catena.core.types import Run, Score
@@ -19,7 +20,7 @@ from catena.hub.store import Store
 Points = dict[int, float]
 Curves = dict[str, Points]
 
-PANEL_WIDTH, PANEL_HEIGHT = 7.2, 2.5
+PANEL_WIDTH, PANEL_HEIGHT = 9.4, 2.6
 SMALL_HEIGHT = 1.9
 """Inches; the page scales the drawing."""
 MOST_POINTS = 400
@@ -28,7 +29,14 @@ MOST_POINTS = 400
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 FIRST = ("learning_rate", "grad_norm", "tokens_per_s", "mfu")
 """Panels below the losses, in this order; what else a training tells comes after them."""
-LABELS = {"learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "tokens/s", "mfu": "MFU"}
+LABELS = {
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_s": "tokens/s",
+    "mfu": "MFU",
+    "checkpoint_save_s": "seconds to write a checkpoint, beside the training",
+    "checkpoint_stall_ms": "milliseconds that the training waits for it",
+}
 INK = "#010203"  # stands for the page's text colour until `as_element` puts `currentColor` in its place
 LOOK: Mapping[str, Any] = {
     "svg.fonttype": "none",
@@ -120,6 +128,7 @@ def _draw_panel(axes: Axes, panel: Curves) -> None:
         marker = "o" if len(steps) < 40 else ""
         axes.plot(steps, values, color=COLOURS[number % 4], label=name, linewidth=1.4, marker=marker, markersize=3)
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(panel) > 1:
         axes.legend(loc="best")
     else:
@@ -135,6 +144,8 @@ def plot_scores(models: Sequence[str], scores: Mapping[str, Sequence[Score | Non
         figure = Figure(figsize=(PANEL_WIDTH, 0.7 + 0.5 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for number, model in enumerate(models):
+            if all(values[number] is None for values in rows.values()):
+                continue  # a base that was measured by perplexity alone has no share to show
             drawn = [(place, values[number]) for place, values in enumerate(rows.values())]
             _draw_scores(axes, model, COLOURS[number], (number - (len(models) - 1) / 2) * 0.22, drawn)
         axes.set_yticks(range(len(rows)), list(rows))

@@ -21,8 +21,8 @@ GAP_X, GAP_Y = 24, 60
 MARGIN = 12
 PLACEHOLDER_WIDTH = 14
 SWEEPS = 12
-CHARACTERS = 32
-"""Of the bold type, that fit into a box."""
+CHARACTERS, WIDE_FROM = 32, 29
+"""Of the bold type, that fit into a box; from so many on they are set closer."""
 LABEL_WIDTH = 84
 """Of an input's name; names that come closer than this stand one above the other."""
 
@@ -300,7 +300,7 @@ def _box_svg(box: _Box) -> str:
     colour, left, top = COLOURS[box.kind], box.x - WIDTH / 2, _top(box)
     dash = ' stroke-dasharray="4 3"' if box.kind in ("run", "gone") else ""
     texts = "".join(
-        f'<text class="{style}" x="{left + 9:.1f}" y="{top + down}">{escape(_short(line, size))}</text>'
+        f'<text class="{style}" x="{left + 9:.1f}" y="{top + down}"{_closer(style, line)}>{escape(_short(line, size))}</text>'
         for line, style, down, size in zip(
             box.lines,
             ("stage", "name", "stage"),
@@ -314,6 +314,12 @@ def _box_svg(box: _Box) -> str:
         f'<rect x="{left:.1f}" y="{top}" width="{WIDTH}" height="{HEIGHT}" rx="7" fill="{colour}" fill-opacity="0.10" '
         f'stroke="{colour}" stroke-width="1.4"{dash}/>{texts}</g>'
     )
+
+
+def _closer(style: str, text: str) -> str:
+    """Return the attributes that keep a long name within its box, whatever font the reader has."""
+    wide = style == "name" and len(text) >= WIDE_FROM
+    return f' textLength="{WIDTH - 18}" lengthAdjust="spacingAndGlyphs"' if wide else ""
 
 
 def _short(text: str, length: int) -> str:

@@ -38,6 +38,8 @@ __all__ = [
 
 FIRST_SOURCES = 1000
 RUN = "run:"
+PLURALS = {"media": "media rows"}
+"""Of shapes whose plural has no s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +244,7 @@ def facts_line(node: Node) -> str:
         return "" if facts.get("seconds") is None else f"{facts['seconds']:.1f} s"
     words: list[str] = [node.kind]
     if node.kind == "dataset":
-        words += [f"{facts['rows']:,} {facts['shape']}s"]
+        words += [f"{facts['rows']:,} {PLURALS.get(facts['shape'], facts['shape'] + 's')}"]
         words += [f"{facts['sources']:,} sources"] if "sources" in facts else []
     if node.kind == "model":
         words += [str(facts.get("quantization") or facts["form"])]
