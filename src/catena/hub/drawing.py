@@ -300,7 +300,8 @@ def _box_svg(box: _Box) -> str:
     colour, left, top = COLOURS[box.kind], box.x - WIDTH / 2, _top(box)
     dash = ' stroke-dasharray="4 3"' if box.kind in ("run", "gone") else ""
     texts = "".join(
-        f'<text class="{style}" x="{left + 9:.1f}" y="{top + down}"{_closer(style, line)}>{escape(_short(line, size))}</text>'
+        f'<text class="{style}" x="{left + 9:.1f}" y="{top + down}"{_closer(style, line)}>'
+        f"{escape(_short(line, size))}</text>"
         for line, style, down, size in zip(
             box.lines,
             ("stage", "name", "stage"),
