@@ -17,7 +17,7 @@ from tests.cli.conftest import Catena
 
 COMMANDS = [
     *("init", "doctor", "run", "plan", "tune", "do", "train", "plan-training", "explain", "list", "show", "log"),
-    *("lineage", "tag", "chat", "serve", "fsck", "gc"),
+    *("lineage", "tag", "chat", "serve", "up", "fsck", "gc"),
 ]
 
 

@@ -14,7 +14,7 @@ from catena.cli.session import Session, session_of
 
 app = typer.Typer(
     name="bench",
-    help="Measure: a model beside what this machine can do at most, or (`bench serve`) a server under load.",
+    help="Measure a model beside this machine's limits, or a server under load.",
     rich_markup_mode=None,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},

@@ -32,7 +32,7 @@ def up(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Read the file, and start nothing.")] = False,
 ) -> None:
-    """Start a gateway with replicas of models behind one address, and keep them well until Ctrl-C."""
+    """Start a gateway with replicas of models, until Ctrl-C. All stand behind one address and are kept well."""
     from catena.serve.gateway.config import read_deploy
 
     session = session_of(context)
