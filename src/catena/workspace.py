@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from catena.core.errors import NotFound, UsageError
 from catena.core.events import Listener
 from catena.core.generate import GENERATORS, Generator, Message, Request, SamplingParams
-from catena.core.types import Artifact, DatasetVersion, ModelVersion
+from catena.core.types import Artifact, DatasetVersion, ModelVersion, Report
 from catena.flow.plan import PlannedStep, make_plan
 from catena.flow.recipe import Recipe, load_recipe, one_step
 from catena.flow.run import RecipeRun, run_recipe
@@ -53,6 +54,14 @@ def open_with(settings: Settings, *, create: bool) -> Workspace:
         raise NotFound("there is no workspace here", hint="Make one with: catena init")
     made = init_store(root or Path.cwd() / FOLDER, index_url=settings.index, files_url=settings.files)
     return Workspace(made)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """Versions of a model: the run that made them, and the report on each by the version's name."""
+
+    run: RecipeRun
+    reports: Mapping[str, Report]
 
 
 class Workspace:
@@ -143,6 +152,34 @@ class Workspace:
         recipe = one_step(stage, inputs or {}, config or {}, name=name, seed=seed, store=self.store)
         (key,) = recipe.steps
         return run_recipe(self.store, recipe, refresh=refresh, listeners=listeners, on=on).outputs[key]
+
+    def compress(
+        self,
+        model: str,
+        versions: str | Sequence[str],
+        *,
+        data: str | None = None,
+        test: str | None = None,
+        task: str | None = None,
+        name: str | None = None,
+        overrides: Sequence[str] = (),
+        seed: int = 0,
+        report: Path | None = None,
+        listeners: Iterable[Listener] = (),
+    ) -> Compressed:
+        """Make smaller versions of a model and measure each: `awq:4`, or several such names.
+
+        `data` is calibrated with, `test` gives perplexity (else the split test of `data`), `task` accuracy;
+        `overrides` (`group_size=64`) set further fields of the stages' configs.
+        """
+        from catena.flow.compression import compression_recipe, versions_of
+
+        made = versions_of([versions] if isinstance(versions, str) else versions, overrides)
+        sources = {"data": data, "test": test, "task": task}
+        recipe = compression_recipe(self.store, model, made, name=name, seed=seed, **sources)
+        run = run_recipe(self.store, recipe, report=report, listeners=listeners)
+        reports = {version.name: run.outputs[f"report-{version.name}"] for version in made}
+        return Compressed(run, cast("dict[str, Report]", reports))
 
     def resolve(self, ref: str) -> Artifact:
         """Return the artifact of a reference: `name`, `name@tag`, `name@version`, or a digest prefix."""
@@ -238,6 +275,20 @@ class ModelHandle:
         source = "tokenizer" if self.version.form == "tokenizer" else "base"
         inputs = {source: self.version.digest, "data": data.digest}
         made = Workspace(self.store).do(chosen, inputs, fields, name=name, seed=seed, listeners=listeners)
+        return ModelHandle(self.store, cast("ModelVersion", made))
+
+    def compress(
+        self, method: str, bits: int | None = None, *, data: str | None = None, name: str | None = None, **fields: Any
+    ) -> ModelHandle:
+        """Make a smaller model and return it; this one stays as it is.
+
+        `method` and `bits` as in `catena compress`; `fields` are further fields of the stage's config.
+        """
+        from catena.flow.compression import version_of
+
+        version = version_of(f"{method}:{bits}" if bits else method)
+        inputs = {"model": self.version.digest, **({"data": data} if data else {})}
+        made = Workspace(self.store).do(version.stage, inputs, {**version.config, **fields}, name=name)
         return ModelHandle(self.store, cast("ModelVersion", made))
 
     def sources(self, answer: str, limit: int = 3) -> list[AnswerSource]:

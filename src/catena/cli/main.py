@@ -18,6 +18,7 @@ from catena.cli import (
     artifact,
     bench,
     commit,
+    compress,
     data,
     deploy,
     erase,
@@ -44,7 +45,7 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for commands in (workspace, recipe, tune, stage, train, artifact, history, model, deploy, plan_training):
+for commands in (workspace, recipe, tune, stage, train, compress, artifact, history, model, deploy, plan_training):
     for name, command, example in commands.COMMANDS:
         # \b keeps the lines of the example as they are.
         app.command(name, epilog=f"\b\nExamples:\n{example}")(command)

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from catena.core.errors import NotFound
 from catena.core.types import Artifact, DatasetVersion, ModelVersion, Report, Run
+from catena.flow.report_compression import SUITE as COMPRESSION, compressed, measures, plot_pareto
 from catena.flow.report_curves import curves_of, origin_of, plot_curves, plot_scores
 from catena.flow.report_funnel import funnel_step
 from catena.flow.report_scores import answer_groups, comparisons, score_table
@@ -83,8 +84,10 @@ def finished(store: Store, group: str) -> list[Done]:
 def _page(store: Store, group: str, done: Sequence[Done]) -> dict[str, Any]:
     """Return everything that the template shows."""
     models, labels = _models(store, done), _labels(store, done)
-    measured = [item.output for item in done if isinstance(item.output, Report) and item.output.suite != GATE]
-    gates = [item.output for item in done if isinstance(item.output, Report) and item.output.suite == GATE]
+    reports = [item.output for item in done if isinstance(item.output, Report)]
+    measured = [report for report in reports if report.suite not in (GATE, COMPRESSION)]
+    gates = [report for report in reports if report.suite == GATE]
+    versions = compressed(reports, labels)
     table = score_table(measured, {digest: labels[digest] for digest in models})
     winner = _winner(store, done)
     about = [report for report in measured if winner is not None and report.subject == winner.model.digest]
@@ -107,6 +110,9 @@ def _page(store: Store, group: str, done: Sequence[Done]) -> dict[str, Any]:
         "comparisons": comparisons(store, measured, models),
         "labels": labels,
         "models": _model_rows(models, labels),
+        "versions": versions,
+        "measures": measures(versions),
+        "pareto": Markup(plot_pareto(versions)),
         "gates": gates,
         "answers": [group for report in about for group in answer_groups(store, report, labels[report.subject])],
         "lineage": Markup(as_svg(graph_of(store, [item.run for item in done]))),

@@ -52,6 +52,7 @@ STAGES = Registry(
         "compress.quantize": "catena.compress.quantize:quantize",
         "compress.prune": "catena.compress.prune:prune",
         "compress.fuse": "catena.compress.fuse:fuse",
+        "compress.report": "catena.compress.report:report",
         # models to scores and decisions
         "evaluate.perplexity": "catena.evaluate.perplexity:perplexity",
         "evaluate.answers": "catena.evaluate.answers:answers",
