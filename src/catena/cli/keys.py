@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from catena.cli.audit import note
 from catena.cli.session import Session, session_of
 from catena.cli.workspace import age
 from catena.core.errors import UsageError
@@ -46,6 +47,7 @@ def create(
             actions=checked_actions(actions or (), kind),
             lifetime=lifetime,
         )
+        note(session, workspace, "keys.create", about=record.subject, key=record.id, role=kind)
     _show_new(session, key, record.shown(datetime.now(UTC)))
 
 
@@ -83,6 +85,7 @@ def revoke(context: typer.Context, key: Ref) -> None:
     session = session_of(context)
     with session.open() as workspace:
         record = Keys(workspace.store.index).revoke(key)
+        note(session, workspace, "keys.revoke", key=record.id)
     if session.out.json:
         session.out.value(record.shown(datetime.now(UTC)))
     else:
@@ -100,6 +103,7 @@ def rotate(
     session = session_of(context)
     with session.open() as workspace:
         secret, record = Keys(workspace.store.index).rotate(key, grace=_age(grace))
+        note(session, workspace, "keys.rotate", asked=key, key=record.id, grace=grace)
     _show_new(session, secret, record.shown(datetime.now(UTC)))
 
 

@@ -16,6 +16,7 @@ import typer
 
 from catena.cli import (
     artifact,
+    audit,
     bench,
     commit,
     compress,
@@ -60,7 +61,10 @@ for commands in (data, commit, erase):
         data_app.command(name, epilog=f"\b\nExamples:\n{example}")(command)
 app.add_typer(data_app)
 app.add_typer(bench.app)
-for noun, help_, group in (("keys", "Who may use a server that runs with --auth.", keys.COMMANDS),):
+for noun, help_, group in (
+    ("keys", "Who may use a server that runs with --auth.", keys.COMMANDS),
+    ("audit", "What was asked, answered, decided and administered.", audit.COMMANDS),
+):
     noun_app = typer.Typer(
         name=noun,
         help=help_,

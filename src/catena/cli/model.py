@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +17,8 @@ from catena.core.errors import UsageError
 
 if TYPE_CHECKING:
     from catena.cli.chat import Answer
+    from catena.govern.config import GovernConfig
+    from catena.settings import ServeSettings
 
 ModelRef = Annotated[str, typer.Argument(metavar="MODEL", help="name, name@tag, name@version or a digest's start.")]
 
@@ -99,6 +101,7 @@ def serve(
         list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A further name that it answers to.")
     ] = None,
     auth: Annotated[bool, typer.Option("--auth", help="Ask for an API key: catena keys create.")] = False,
+    audit: Annotated[bool, typer.Option("--audit", help="Write down what is asked and answered.")] = False,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting: serve.port=9000.")
     ] = None,
@@ -112,9 +115,8 @@ def serve(
     from catena.serve.server import listen, serve as serve_app
 
     session = session_of(context)
-    switched = [f"govern.{name}.on=true" for name, on in (("auth", auth),) if on]
-    everything, name = session.settings((*(assignments or ()), *switched)), called or model.partition("@")[0]
-    settings, rules = everything.serve, everything.govern
+    settings, rules = _settings(session, assignments or (), {"auth": auth, "audit": audit})
+    name = called or model.partition("@")[0]
     settings = settings.model_copy(update={"hosts": (*settings.hosts, *(hosts or ()))})
     place = (host or settings.host, settings.port if port is None else port)
     if replicas is not None:
@@ -138,6 +140,15 @@ def serve(
             models, prints = {name: generator}, {name: version.digest}
             app = build_app(models, fingerprints=prints, config=settings, middleware=middleware)
             serve_app(app, listener, config=settings, on_ready=partial(_ready, session, name, version.digest))
+
+
+def _settings(
+    session: Session, assignments: Iterable[str], switches: Mapping[str, bool]
+) -> tuple[ServeSettings, GovernConfig]:
+    """Return what holds for a server; a switch that is on wins over the settings."""
+    on = [f"govern.{name}.on=true" for name, wanted in switches.items() if wanted]
+    found = session.settings((*assignments, *on))
+    return found.serve, found.govern
 
 
 def _pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from catena.core.errors import UsageError
 from catena.govern.access import Access
+from catena.govern.audit.log import Log
 from catena.govern.config import GovernConfig
 from catena.govern.crypto import open_signer
 from catena.govern.keys import Keys
@@ -21,6 +22,7 @@ from catena.govern.tokens import Tokens
 from catena.hub.store import Store
 from catena.serve.config import ServeConfig
 from catena.serve.hosts import is_loopback
+from catena.serve.middleware.audit import Audit
 from catena.serve.middleware.auth import Auth
 
 
@@ -29,6 +31,11 @@ def governed(store: Store, config: GovernConfig, serve: ServeConfig) -> Iterator
     """Open what the settings switch on, in a workspace; closed when the block ends."""
     with ExitStack() as stack:
         made: list[Middleware] = []
+        if config.audit.on:
+            log = stack.enter_context(Log(store.root, config.audit))
+            log.act({"act": "serve.start", "settings": config.model_dump(mode="json")})
+            stack.callback(log.act, {"act": "serve.stop"})
+            made.append(Middleware(Audit, log=log, config=config.audit))
         if config.auth.on:
             tokens = Tokens(config.auth.jwt) if config.auth.jwt.issuer else None
             access = Access(Keys(store.index).all, store.root, open_signer(store.root), config.auth, tokens).open()

@@ -1,0 +1,242 @@
+"""What is asked and answered, written down: the request as it came, the answer as it left, what was decided between.
+
+Nothing of an answer leaves before its request's record is on the disk, and its end not before its own record is (where
+`durable`): the writing goes on while the model works, so that it hardly shows. Requests that nobody may read (health,
+metrics) are left out; refused ones are in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from catena.core.errors import CatenaError
+from catena.govern.audit.log import Log
+from catena.govern.config import AuditConfig
+from catena.serve.errors import answer_to
+from catena.serve.middleware.exchange import Exchange, exchange_of
+from catena.serve.rules import Rules
+
+ANONYMOUS = "anonymous"
+"""Subject of what is asked where nobody is asked who they are."""
+LEFT_OUT = frozenset({"public", "metrics"})
+
+
+class Audit:
+    """ASGI middleware, the outermost of governance."""
+
+    def __init__(self, app: ASGIApp, log: Log, config: AuditConfig, rules: Rules | None = None) -> None:
+        self._app, self._log, self._config = app, log, config
+        self._rules = rules or Rules()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and write down what came of it."""
+        if scope["type"] != "http" or self._rules.action(scope["method"], scope["path"]) in LEFT_OUT:
+            await self._app(scope, receive, send)
+            return
+        trail = _Trail(self._log, self._config, scope, receive, send)
+        try:
+            await self._app(scope, trail.receive, trail.send)
+        finally:
+            trail.leave()
+
+
+class _Trail:
+    """One request's way into the log."""
+
+    def __init__(self, log: Log, config: AuditConfig, scope: Scope, receive: Receive, send: Send) -> None:
+        self._log, self._config, self._scope, self._receive, self._send = log, config, scope, receive, send
+        self._exchange = exchange_of(scope)
+        self._began = time.perf_counter()
+        self._asked, self._answered = _Kept(config.max_bytes), _Kept(config.max_bytes)
+        self._written: asyncio.Future[CatenaError | None] | None = None
+        self._start: Message | None = None
+        self._started = self._ended = self._refused = False
+        self._status, self._events = 0, False
+        self._model = ""
+        """Known once the request is written down, which is always before its answer is."""
+
+    async def receive(self) -> Message:
+        """Pass a piece of the body on; with the last one the request is written down."""
+        message = await self._receive()
+        if message["type"] == "http.request" and self._written is None:
+            self._asked.add(message.get("body", b""))
+            if not message.get("more_body", False):
+                self._written = self._write(self._request())
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass a piece of the answer on when what has to be written before is written."""
+        if self._refused or self._ended:
+            return
+        if message["type"] == "http.response.start":
+            self._start, self._status = message, message["status"]
+            kinds = [value for name, value in message["headers"] if name.lower() == b"content-type"]
+            self._events = bool(kinds) and kinds[0].startswith(b"text/event-stream")
+            return
+        self._answered.add(message.get("body", b""))
+        last = not message.get("more_body", False)
+        problem = await self._wait(self._written)
+        if problem is None and last:
+            self._ended = True
+            try:
+                written = self._write(self._answer(cut=False))
+                problem = await self._wait(written) if self._config.durable else None
+            except CatenaError as error:
+                problem = error
+        if problem is not None:
+            await self._refuse(problem)
+            return
+        if not self._started and self._start is not None:
+            self._started = True
+            await self._send(self._start)
+        await self._send(message)
+
+    def leave(self) -> None:
+        """Write down an answer that did not come to its end."""
+        if self._ended or (self._refused and self._status == 0):
+            return
+        self._ended = True
+        try:
+            self._write(self._answer(cut=True))
+        except CatenaError:
+            pass  # the log has said so, and who asked is gone
+
+    async def _wait(self, written: asyncio.Future[CatenaError | None] | None) -> CatenaError | None:
+        return None if written is None else await asyncio.shield(written)
+
+    async def _refuse(self, problem: CatenaError) -> None:
+        """Answer 503; an answer that is on its way already is cut instead: its end never comes."""
+        self._refused = True
+        if not self._started:
+            await answer_to(problem)(self._scope, self._receive, self._send)
+
+    def _write(self, entry: Callable[[], Mapping[str, Any]]) -> asyncio.Future[CatenaError | None]:
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[CatenaError | None] = loop.create_future()
+
+        def settle(problem: CatenaError | None) -> None:
+            if not written.done():
+                written.set_result(problem)
+
+        def done(problem: CatenaError | None) -> None:
+            try:
+                loop.call_soon_threadsafe(settle, problem)
+            except RuntimeError:
+                pass  # the loop ended with the server: nobody waits
+
+        subject = self._exchange.principal.subject if self._exchange.principal is not None else ANONYMOUS
+        self._log.write(subject, entry, done)
+        return written
+
+    def _about(self, kind: str) -> dict[str, Any]:
+        exchange, client = self._exchange, self._scope.get("client")
+        who = exchange.principal
+        return {
+            "kind": kind,
+            "id": exchange.id,
+            "subject": who.subject if who is not None else ANONYMOUS,
+            "key": who.key if who is not None else "",
+            "role": who.role if who is not None else "",
+            "client": client[0] if client else "",
+            "method": self._scope["method"],
+            "path": self._scope["path"],
+        }
+
+    def _request(self) -> Callable[[], Mapping[str, Any]]:
+        about, kept = self._about("request"), self._asked
+
+        def entry() -> Mapping[str, Any]:
+            parsed = _parsed(kept.data)
+            model = parsed.get("model") if isinstance(parsed, dict) else None
+            self._model = model if isinstance(model, str) else ""
+            return {**about, "model": self._model, **kept.told(parsed)}
+
+        return entry
+
+    def _answer(self, *, cut: bool) -> Callable[[], Mapping[str, Any]]:
+        exchange: Exchange = self._exchange
+        about = {
+            **self._about("answer"),
+            "action": exchange.action,
+            "status": self._status,
+            "decisions": exchange.decisions,
+            "ms": round((time.perf_counter() - self._began) * 1000, 1),
+            "cut": cut,
+        }
+        kept, events = self._answered, self._events
+
+        def entry() -> Mapping[str, Any]:
+            return {**about, "model": self._model, **kept.told(said(kept.data) if events else _parsed(kept.data))}
+
+        return entry
+
+
+class _Kept:
+    """The beginning of a body, and the SHA-256 of all of it where it is longer."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._pieces, self._size = limit, list[bytes](), 0
+        self._digest = hashlib.sha256()
+
+    def add(self, piece: bytes) -> None:
+        """Take a piece."""
+        if piece:
+            room = self._limit - self._size
+            if room > 0:
+                self._pieces.append(piece[:room])
+            self._size += len(piece)
+            self._digest.update(piece)
+
+    @property
+    def data(self) -> bytes:
+        """What was kept."""
+        return b"".join(self._pieces)
+
+    def told(self, parsed: Any) -> dict[str, Any]:
+        """Return what the record says of it: JSON as such, other text as text."""
+        body = parsed if parsed is not None else self.data.decode("utf-8", "replace")
+        longer = {"sha256": self._digest.hexdigest()} if self._size > self._limit else {}
+        return {"body": body, "bytes": self._size, **longer}
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return orjson.loads(data) if data else ""
+    except orjson.JSONDecodeError:
+        return None
+
+
+def said(data: bytes) -> dict[str, Any]:
+    """Return what a stream of events said: the text of each choice, joined, and what else came."""
+    texts: dict[str, list[str]] = {}
+    ends: dict[str, Any] = {}
+    others: list[Any] = []
+    for line in data.split(b"\n"):
+        if not line.startswith(b"data: {"):
+            continue
+        body = _parsed(line[6:])
+        if not isinstance(body, dict):
+            continue
+        known = False
+        for choice in body.get("choices") or ():
+            known = True
+            index = str(choice.get("index", 0))
+            delta = choice.get("delta") or {}
+            piece = choice.get("text") or delta.get("content") or ""
+            texts.setdefault(index, []).append(piece)
+            others += [delta["tool_calls"]] if delta.get("tool_calls") else []
+            if choice.get("finish_reason"):
+                ends[index] = choice["finish_reason"]
+        if isinstance(body.get("delta"), str):
+            known = True
+            texts.setdefault(str(body.get("output_index", 0)), []).append(body["delta"])
+        if "error" in body or not known:
+            others.append(body)
+    return {"text": {index: "".join(pieces) for index, pieces in texts.items()}, "ends": ends, "events": others}
