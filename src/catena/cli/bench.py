@@ -14,7 +14,7 @@ from catena.cli.session import Session, session_of
 
 app = typer.Typer(
     name="bench",
-    help="Measure a model beside this machine's limits, or a server under load.",
+    help="Measure a model beside the machine's limits, or a server.",
     rich_markup_mode=None,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
