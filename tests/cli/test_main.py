@@ -15,14 +15,15 @@ from catena.cli.main import app, known_error, run, take_common
 from catena.core import errors
 from tests.cli.conftest import Catena
 
-COMMANDS = [
+LEAST = {
     *("init", "doctor", "run", "plan", "tune", "do", "train", "plan-training", "explain", "list", "show", "log"),
     *("lineage", "tag", "chat", "serve", "up", "fsck", "gc"),
-]
+}
+COMMANDS = [str(command.name) for command in app.registered_commands]
 
 
 def test_every_command_of_the_list_is_there() -> None:
-    assert {command.name for command in app.registered_commands} == set(COMMANDS)
+    assert set(COMMANDS) >= LEAST
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -43,7 +43,7 @@ def compress(
     seed: Annotated[int, typer.Option(help="Seed of what is drawn: calibration text.")] = 0,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the report (HTML).")] = None,
 ) -> None:
-    """Make a model smaller, measure it before and after, and compare several ways to do it."""
+    """Make a model smaller, and measure it before and after. Several ways can be compared."""
     session = session_of(context)
     wanted = _wanted(method, bits, sparsity, compare)
     values = [*(assignments or ()), *([f"group_size={group}"] if group else [])]
