@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from catena.core.errors import CatenaError
 from catena.core.registry import Registry
 
 FinishReason = Literal["stop", "length", "cancelled", "error", "deadline"]
@@ -113,6 +114,15 @@ class Completion:
     """Of the prompt's tokens from `params.prompt_logprobs_from` on, where `params.prompt_logprobs` asks for it."""
     cached_tokens: int = 0
     """Tokens of the prompt whose keys and values were taken from the prefix cache."""
+    completion_tokens: int | None = None
+    """How many tokens the answer has, where `token_ids` does not hold them all: another engine counts them only."""
+    error: CatenaError | None = field(default=None, compare=False)
+    """Why, where the reason is `error`, as far as it is known."""
+
+    @property
+    def generated(self) -> int:
+        """Tokens of the answer."""
+        return len(self.token_ids) if self.completion_tokens is None else self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +278,13 @@ GENERATORS = Registry(
         "seq2seq": "catena.infer.seq2seq:open_seq2seq",
         "embed": "catena.infer.embed:open_embedder",
         "classify": "catena.infer.labels:open_labeller",
+        # other engines, over HTTP
+        "openai": "catena.infer.backends.engines:open_url",
+        "vllm": "catena.infer.backends.engines:open_vllm",
+        "sglang": "catena.infer.backends.engines:open_sglang",
+        "lmdeploy": "catena.infer.backends.engines:open_lmdeploy",
+        "llama.cpp": "catena.infer.backends.engines:open_llama_cpp",
+        "openvino": "catena.infer.backends.engines:open_openvino",
     },
 )
 # name -> "module:function"; the function takes (model folder, **options) and returns what it measured, as JSON.

@@ -159,7 +159,7 @@ async def collect(requests: list[Request], generator: StreamingGenerator, reply:
 def good(completion: Completion) -> Completion:
     """Pass on an answer that came to its own end; the others are the server's fault."""
     if completion.finish_reason in ("error", "cancelled", "deadline"):
-        raise CatenaError("the engine stopped before the answer was complete")
+        raise completion.error or CatenaError("the engine stopped before the answer was complete")
     return completion
 
 

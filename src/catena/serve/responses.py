@@ -111,7 +111,7 @@ class _Writer:
 
 
 def _usage(completion: Completion) -> dict[str, Any]:
-    answered = len(completion.token_ids)
+    answered = completion.generated
     return {
         "input_tokens": completion.prompt_tokens,
         "input_tokens_details": {"cached_tokens": completion.cached_tokens, "cache_write_tokens": 0},

@@ -127,7 +127,7 @@ def usage(completions: list[Completion], choices: int = 1) -> dict[str, Any]:
     """Count tokens: each prompt once, with what of it was in the prefix cache, and the answers of all choices."""
     prompts = completions[::choices]
     prompt = sum(completion.prompt_tokens for completion in prompts)
-    answered = sum(len(completion.token_ids) for completion in completions)
+    answered = sum(completion.generated for completion in completions)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": answered,
