@@ -6,7 +6,7 @@ Later ones win: the defaults here, `catena.yaml` beside the workspace, `CATENA_*
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,27 @@ class TrackSettings(Config):
     """MLflow tracking URI; empty: nothing is sent."""
 
 
+class BackendsSettings(Config):
+    """Where other engines are: a program, the Python of an environment, or the environment's folder."""
+
+    vllm: str = ""
+    """vLLM; empty: what is on the path."""
+    sglang: str = ""
+    """SGLang; it has no program of its own, so its environment must be named."""
+    lmdeploy: str = ""
+    """LMDeploy; empty: what is on the path."""
+    llama_cpp: str = ""
+    """llama.cpp's `llama-server`; empty: what is on the path."""
+    openvino: str = ""
+    """OpenVINO's model server `ovms`; empty: what is on the path."""
+
+    def export(self, environment: MutableMapping[str, str]) -> None:
+        """Put them where generators look: a stage that opens one knows no settings, and its key must not hold them."""
+        for name, value in self.model_dump().items():
+            if value:
+                environment[f"{PREFIX}BACKENDS_{name.upper()}"] = value
+
+
 class Settings(Config):
     """Everything that is set once and not in a recipe."""
 
@@ -51,6 +72,7 @@ class Settings(Config):
     """fsspec URL of the files for new workspaces; empty: a folder inside the workspace."""
     serve: ServeSettings = ServeSettings()
     track: TrackSettings = TrackSettings()
+    backends: BackendsSettings = BackendsSettings()
     govern: GovernConfig = GovernConfig()
 
 

@@ -47,6 +47,7 @@ def open(path: str | Path | None = None, *, create: bool = True) -> Workspace:
 
 def open_with(settings: Settings, *, create: bool) -> Workspace:
     """Open the workspace that settings name; see `open`."""
+    settings.backends.export(os.environ)
     root = settings.workspace
     if root is not None and (root / "workspace.json").exists():
         return Workspace(open_store(root))

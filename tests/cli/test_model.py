@@ -242,3 +242,35 @@ def test_bench_serve_loads_a_server(workspace: Store, here: Path, catena: Catena
         wrong = catena(*line)
         assert wrong.code
         assert reason in wrong.err
+
+
+def test_serve_with_another_engine_answers_by_it(workspace: Store, here: Path, tmp_path: Path) -> None:
+    """A scripted one: the gateway, the settings and the child process are real."""
+    program = tmp_path / "vllm"
+    source = Path(__file__).parent.parent / "infer" / "fake_engine.py"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -S {source} "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    (here / "catena.yaml").write_text(f"backends: {{vllm: {program}}}\n", encoding="utf-8")
+    with (
+        serving("--port", "0", "--backend", "vllm") as (_, ready),
+        openai.OpenAI(base_url=ready["url"], api_key="none", max_retries=0) as client,
+    ):
+        answer = client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "Hello"}], max_tokens=5, logprobs=True
+        )
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == len(answer.choices[0].logprobs.content) == 5  # type: ignore[union-attr, arg-type]
+        stream = client.completions.create(model="tiny", prompt="Hello there", max_tokens=6, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in stream)
+
+
+def test_export_writes_a_file_and_keeps_it_as_a_version(workspace: Store, catena: Catena, tmp_path: Path) -> None:
+    result = catena("export", "tiny", "--type", "q8_0", "--to", str(tmp_path / "out"), "--json")
+    assert result.code == 0, result.err
+    assert result.json["ref"] == "tiny-q8_0@1"
+    assert result.json["files"] == [str(tmp_path / "out" / "model.gguf")]
+    assert (tmp_path / "out" / "model.gguf").read_bytes()[:4] == b"GGUF"
+    again = catena("export", "tiny", "--to", str(tmp_path / "out"))
+    assert (again.code, "is not empty" in again.err) == (2, True)
+    wrong = catena("export", "tiny", "--type", "q9")
+    assert (wrong.code, "type" in wrong.err) == (2, True)

@@ -23,6 +23,7 @@ from catena.cli import (
     data,
     deploy,
     erase,
+    export,
     history,
     keys,
     model,
@@ -46,7 +47,8 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for commands in (workspace, recipe, tune, stage, train, compress, artifact, history, model, deploy, plan_training):
+GROUPS = (workspace, recipe, tune, stage, train, compress, artifact, history, model, export, deploy, plan_training)
+for commands in GROUPS:
     for name, command, example in commands.COMMANDS:
         # \b keeps the lines of the example as they are.
         app.command(name, epilog=f"\b\nExamples:\n{example}")(command)

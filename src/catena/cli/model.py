@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,9 +16,13 @@ from catena.core.errors import UsageError
 
 if TYPE_CHECKING:
     from catena.cli.chat import Answer
+    from catena.core.types import ModelVersion
     from catena.govern.config import GovernConfig
+    from catena.hub.store import Store
     from catena.settings import ServeSettings
 
+OWN = ("auto", "native", "seq2seq", "embed", "classify")
+"""Generators that are ours; the others are engines of their own."""
 ModelRef = Annotated[str, typer.Argument(metavar="MODEL", help="name, name@tag, name@version or a digest's start.")]
 
 
@@ -88,6 +91,9 @@ def serve(
     adapters: Annotated[
         list[str] | None, typer.Option("--adapter", metavar="NAME=MODEL", help="A LoRA beside it: MODEL:NAME answers.")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="Who runs it: native, vllm, sglang, llama.cpp, openai and others.")
+    ] = "auto",
     options: Annotated[
         list[str] | None, typer.Option("--engine", metavar="A=C", help="Change how it runs: max_running=16.")
     ] = None,
@@ -108,7 +114,6 @@ def serve(
 ) -> None:
     """Serve a model behind the OpenAI API until Ctrl-C. Chat, completions, embeddings, decisions, by what it is."""
     from catena.core.config import override
-    from catena.core.generate import GENERATORS
     from catena.core.types import ModelVersion
     from catena.serve.app import build_app
     from catena.serve.governed import governed, require_auth_beyond
@@ -120,6 +125,7 @@ def serve(
     settings = settings.model_copy(update={"hosts": (*settings.hosts, *(hosts or ()))})
     place = (host or settings.host, settings.port if port is None else port)
     if replicas is not None:
+        _refuse_backend(backend)
         one = {"model": model, "adapters": dict(_pairs(adapters or ())), "engine": override({}, options or ())}
         run_replicas(session, name, {**one, "replicas": replicas}, place, (settings, rules))
         return
@@ -129,14 +135,11 @@ def serve(
         # The port first: whether it is free is known at once, and loading a model takes its time.
         listener = listen(*place)
         require_auth_beyond(listener, rules)
-        opened = GENERATORS.load("auto")
         with (
             closing(listener),
             governed(workspace.store, rules, settings) as middleware,
-            closing(opened(workspace.store.checkout(version), **override({}, options or ()))) as generator,
+            closing(_opened(workspace.store, version, beside, backend, override({}, options or ()))) as generator,
         ):
-            for key, adapter in beside.items():
-                _load_adapter(generator, key, workspace.store.checkout(adapter))
             models, prints = {name: generator}, {name: version.digest}
             app = build_app(models, fingerprints=prints, config=settings, middleware=middleware)
             serve_app(app, listener, config=settings, on_ready=partial(_ready, session, name, version.digest))
@@ -151,6 +154,11 @@ def _settings(
     return found.serve, found.govern
 
 
+def _refuse_backend(backend: str) -> None:
+    if backend != "auto":
+        raise UsageError("--replicas are of Catena's own engine", hint="Leave --backend out, or --replicas.")
+
+
 def _pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield (name, model) of each `name=model`; raises `UsageError`."""
     for text in texts:
@@ -160,12 +168,29 @@ def _pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield name, ref
 
 
-def _load_adapter(generator: Any, name: str, folder: Path) -> None:
-    if not hasattr(generator, "load_adapter"):
-        raise UsageError(
-            "this model takes no adapters beside it", hint="Merge the adapter (train.merge) and serve that."
+def _opened(
+    store: Store, version: ModelVersion, beside: Mapping[str, ModelVersion], backend: str, options: dict[str, Any]
+) -> Any:
+    """Open a model with adapters beside it: other engines are started with them, ours takes them afterwards."""
+    from catena.core.generate import GENERATORS
+
+    folders = {key: store.checkout(adapter) for key, adapter in beside.items()}
+    if backend not in OWN:
+        return GENERATORS.load(backend)(
+            store.checkout(version), **options, **({"adapters": folders} if folders else {})
         )
-    generator.load_adapter(name, folder)
+    generator = GENERATORS.load(backend)(store.checkout(version), **options)
+    try:
+        for key, folder in folders.items():
+            if not hasattr(generator, "load_adapter"):
+                raise UsageError(
+                    "this model takes no adapters beside it", hint="Merge the adapter (train.merge) and serve that."
+                )
+            generator.load_adapter(key, folder)
+    except BaseException:
+        generator.close()
+        raise
+    return generator
 
 
 def _ready(session: Session, name: str, digest: str, url: str) -> None:
@@ -180,6 +205,7 @@ SERVE_EXAMPLES = """\
   catena serve python-helper --host 0.0.0.0 --port 9000 --auth
   catena serve python-helper --replicas 2
   catena serve base --adapter french=french-lora --engine cache_format=int8
+  catena serve base --backend llama.cpp --engine gguf_type=q8_0
   catena serve python-helper --allow-host models.example --set serve.max_connections=4000"""
 CHAT_EXAMPLES = """\
   catena chat python-helper@production 'What does json.loads do?'

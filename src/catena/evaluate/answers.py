@@ -18,11 +18,11 @@ from pydantic import Field, field_validator
 
 from catena.core.config import Config
 from catena.core.errors import DataError, did_you_mean
-from catena.core.generate import SCORERS, Completion, Message, Request, SamplingParams, Scorer
+from catena.core.generate import GENERATORS, SCORERS, Completion, Generator, Message, Request, SamplingParams, Scorer
 from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion, ModelVersion, Report, Score
-from catena.evaluate.choice import chosen, samples_of
+from catena.evaluate.choice import chosen, known_generator, samples_of
 from catena.evaluate.stats import mean_interval
 
 
@@ -37,10 +37,20 @@ class AnswersConfig(Config):
     """Longest answer, in tokens."""
     limit: int | None = Field(default=None, ge=1)
     """Questions of each split, chosen by hash; by default all."""
+    generator: str = "native"
+    """Who answers: the native engine, or another one by its name (vllm, llama.cpp, openai)."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Options of that engine, for example `url` and `model` of `openai`."""
 
     def modules(self) -> tuple[str, ...]:
-        """Return where the scorer lives: a plugin's too."""
-        return (SCORERS.table()[self.scorer].partition(":")[0],)
+        """Return where the scorer and the generator live: a plugin's too."""
+        places = (SCORERS.table()[self.scorer], GENERATORS.table()[self.generator])
+        return tuple(place.partition(":")[0] for place in places)
+
+    @field_validator("generator")
+    @classmethod
+    def _answers(cls, name: str) -> str:
+        return known_generator(name)
 
     @field_validator("scorer")
     @classmethod
@@ -88,7 +98,8 @@ def answers(ctx: Context, cfg: AnswersConfig, *, model: ModelVersion, data: Data
         for sample in chosen(samples_of(ctx.store, data, split), cfg.limit, ctx.seed)
     ]
     started = time.monotonic()
-    completions = ask(ctx, model, questions, SamplingParams(max_tokens=cfg.max_tokens))
+    params = SamplingParams(max_tokens=cfg.max_tokens)
+    completions = ask(ctx.generator(model, cfg.generator, **cfg.engine), ctx, questions, params)
     ctx.events.metric("answers_per_second", round(len(questions) / max(time.monotonic() - started, 1e-9), 2))
     lines = judge(questions, completions, SCORERS.load(cfg.scorer))
     folder = ctx.workdir / "report"
@@ -102,6 +113,7 @@ def answers(ctx: Context, cfg: AnswersConfig, *, model: ModelVersion, data: Data
         details={
             "data": data.digest,
             "config": measured_by(cfg, ctx.seed),
+            "generator": cfg.generator,
             "scorer": cfg.scorer,
             "questions": len(lines),
             "cut_at_max_tokens": cut,
@@ -113,7 +125,8 @@ def answers(ctx: Context, cfg: AnswersConfig, *, model: ModelVersion, data: Data
 
 def measured_by(cfg: AnswersConfig, seed: int) -> dict[str, Any]:
     """Return what decides the scores beside model and data; the seed does where it chooses the questions."""
-    return {**cfg.model_dump(mode="json"), "seed": seed if cfg.limit is not None else None}
+    values = cfg.model_dump(mode="json", exclude={"generator", "engine"})  # these are how the model was run
+    return {**values, "seed": seed if cfg.limit is not None else None}
 
 
 def question_of(sample: Sample, split: str) -> Question:
@@ -125,10 +138,9 @@ def question_of(sample: Sample, split: str) -> Question:
 
 
 def ask(
-    ctx: Context, model: ModelVersion, questions: Sequence[Question], params: SamplingParams
+    generator: Generator, ctx: Context, questions: Sequence[Question], params: SamplingParams
 ) -> dict[int, Completion]:
-    """Return the completion of each question by its number; the generator makes the batches."""
-    generator = ctx.generator(model)
+    """Return the completion of each question by its number; the generator makes the batches, and is closed."""
     try:
         requests = [Request(str(number), question.messages, params) for number, question in enumerate(questions)]
         progress = ctx.progress("answers", len(requests), "answers")

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from catena.core.errors import DataError, UsageError, did_you_mean
+from catena.core.generate import GENERATORS
 from catena.core.sample import Sample, sample_id
 from catena.core.types import DatasetVersion
 from catena.hub.store import Store
+
+
+def known_generator(name: str) -> str:
+    """Pass on a generator's name; raises `ValueError` for one that is none, as a config's check does."""
+    if name not in GENERATORS:
+        raise ValueError(f"there is no generator {name!r}. {did_you_mean(name, GENERATORS)}")
+    return name
 
 
 def chosen(samples: Iterable[Sample], limit: int | None, seed: int) -> list[Sample]:

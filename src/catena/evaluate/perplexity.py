@@ -17,16 +17,16 @@ from math import exp, log
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from catena.core.config import Config
 from catena.core.errors import ConfigError, DataError
-from catena.core.generate import Generator, Request
+from catena.core.generate import GENERATORS, Generator, Request
 from catena.core.registry import require
 from catena.core.sample import Sample, sample_id
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion, ModelVersion, Report, Score
-from catena.evaluate.choice import samples_of
+from catena.evaluate.choice import known_generator, samples_of
 from catena.evaluate.stats import Interval, bootstrap_ratio, mapped
 
 
@@ -41,6 +41,19 @@ class PerplexityConfig(Config):
     """Tokens that the model sees at once; by default its whole context."""
     stride: int | None = Field(default=None, ge=1)
     """Tokens from one window to the next; by default half a window."""
+    generator: str = "native"
+    """Who scores: the native engine, or another one that tells log-probabilities of prompts (vllm, sglang)."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Options of that engine."""
+
+    def modules(self) -> tuple[str, ...]:
+        """Return where the generator lives: a plugin's too."""
+        return (GENERATORS.table()[self.generator].partition(":")[0],)
+
+    @field_validator("generator")
+    @classmethod
+    def _scores(cls, name: str) -> str:
+        return known_generator(name)
 
 
 class Window(NamedTuple):
@@ -70,7 +83,7 @@ def perplexity(ctx: Context, cfg: PerplexityConfig, *, model: ModelVersion, data
     if not documents:
         raise DataError(f"the documents of the split {cfg.split!r} have no text", hint="Choose another split.")
     started = time.monotonic()
-    generator = ctx.generator(model)
+    generator = ctx.generator(model, cfg.generator, **cfg.engine)
     try:
         losses = score_documents(ctx, generator, documents, (window, stride))
     finally:
@@ -90,6 +103,7 @@ def perplexity(ctx: Context, cfg: PerplexityConfig, *, model: ModelVersion, data
         details={
             "data": data.digest,
             "config": measured_by(cfg, (window, stride), ctx.seed),
+            "generator": cfg.generator,
             "split": cfg.split,
             "documents": len(losses),
             "tokens": tokens,
@@ -103,7 +117,8 @@ def perplexity(ctx: Context, cfg: PerplexityConfig, *, model: ModelVersion, data
 def measured_by(cfg: PerplexityConfig, shape: tuple[int, int], seed: int) -> dict[str, Any]:
     """Return what decides the scores beside model and data: window and stride as used, the seed where it chooses."""
     chosen = seed if cfg.max_tokens is not None else None
-    return {**cfg.model_dump(mode="json"), "window": shape[0], "stride": shape[1], "seed": chosen}
+    values = cfg.model_dump(mode="json", exclude={"generator", "engine"})  # these are how the model was run
+    return {**values, "window": shape[0], "stride": shape[1], "seed": chosen}
 
 
 def _score(interval: Interval, count: int, unit: str) -> Score:

@@ -53,6 +53,7 @@ STAGES = Registry(
         "compress.prune": "catena.compress.prune:prune",
         "compress.fuse": "catena.compress.fuse:fuse",
         "compress.report": "catena.compress.report:report",
+        "compress.export": "catena.compress.export:export",
         # models to scores and decisions
         "evaluate.perplexity": "catena.evaluate.perplexity:perplexity",
         "evaluate.answers": "catena.evaluate.answers:answers",

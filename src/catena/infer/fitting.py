@@ -1,4 +1,4 @@
-"""The generator that fits a model folder, by its head: engine, encoder-decoder, embedder or classifier."""
+"""The generator that fits a model folder: llama.cpp for a GGUF file, otherwise ours for its head."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ def open_fitting(folder: Path, **options: Any) -> Any:
 
     Raises `UsageError` for a model that labels tokens: nothing here asks it.
     """
+    if any(folder.glob("*.gguf")):
+        return GENERATORS.load("llama.cpp")(folder, **options)
     head = head_of(read_config(folder))
     if head not in BY_HEAD:
         raise UsageError(f"a model with the head {head!r} cannot be served", hint="Use it with evaluate.classify.")

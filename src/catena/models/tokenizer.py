@@ -139,6 +139,17 @@ def load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise DataError(f"{folder} holds no tokenizer", hint="A tokenizer folder has tokenizer.json.")
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return _class_of(folder).from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust parser and the configuration classes raise anything
         raise DataError(f"the tokenizer in {folder} cannot be read: {error}") from error
+
+
+def _class_of(folder: Path) -> Any:
+    """Return the class that loads a folder's tokenizer: the one that the folder names, where it is the plain one.
+
+    `AutoTokenizer` takes Qwen2's own for every model of that family, and it cuts and decodes text in another way.
+    """
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    plain = settings.get("tokenizer_class") == "PreTrainedTokenizerFast" and (folder / "tokenizer.json").exists()
+    return PreTrainedTokenizerFast if plain else AutoTokenizer

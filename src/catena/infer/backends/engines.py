@@ -27,7 +27,8 @@ from catena.infer.backends.llama_cpp import LlamaCpp
 from catena.infer.backends.native import LMDeploy, SGLang
 from catena.infer.backends.openai import VLLM, OpenAI
 from catena.infer.backends.process import HOST, Command, Patience, start
-from catena.infer.backends.remote import Place, RemoteGenerator
+from catena.infer.backends.remote import RemoteGenerator
+from catena.infer.backends.under_way import Place
 from catena.infer.backends.wire import Wire
 from catena.infer.codec import ModelCodec
 from catena.models.checkpoint import read_config

@@ -14,71 +14,26 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from catena.core.errors import CatenaError, EnvironmentProblem, RemoteError, UsageError
-from catena.core.generate import Completion, Delta, FinishReason, Message, Request, SamplingParams
+from catena.core.generate import Completion, Delta, FinishReason, Message, Request
 from catena.infer.backends.answer import Answer
 from catena.infer.backends.channel import Channel
 from catena.infer.backends.config import LaunchConfig, RemoteConfig
 from catena.infer.backends.process import EngineProcess
+from catena.infer.backends.under_way import SCORING, Counters, OnDelta, Place, Ticket, drops_space, tell
 from catena.infer.backends.wire import Asked, Wire, check
 from catena.infer.codec import ModelCodec
 from catena.infer.prompt import check_length, check_params
 
 logger = logging.getLogger(__name__)
-OnDelta = Callable[[Delta], None]
 ResultT = TypeVar("ResultT")
 HEARTBEAT_S = 2.0
 VOCABULARY = 1 << 31
 """Bound of token ids where the tokenizer is not known."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """What was done since it was opened."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    cancelled: int = 0
-    late: int = 0
-    failed: int = 0
-
-    def stats(self) -> dict[str, float]:
-        """Return them by the names of metrics."""
-        return {f"{name}_total": getattr(self, name) for name in self.__dataclass_fields__}
-
-
-@dataclass(eq=False, slots=True)
-class Ticket:
-    """A request under way. A task that is cancelled before its first step would tell nobody of its end: hence both."""
-
-    task: asyncio.Task[Any] | None = None
-    cancelled: bool = False
-
-    def stop(self) -> None:
-        """Called in the loop's thread."""
-        if self.task is not None:
-            self.task.cancel()
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an engine answers."""
-
-    url: str
-    """Calls go to paths under it."""
-    key: str = ""
-    process: EngineProcess | None = None
-    """The child, where it was started here."""
-    alive_url: str = ""
-    """What answers 200 while a child lives."""
-    clean: Callable[[], None] = field(default=lambda: None)
-    """Called when the generator is closed."""
 
 
 class RemoteGenerator:
@@ -92,7 +47,7 @@ class RemoteGenerator:
         if codec is not None:
             self.codec = codec
         self._codec = codec
-        self._drops_space = codec is not None and _drops_space(codec)
+        self._drops_space = codec is not None and drops_space(codec)
         self.context = config.context
         self.adapters: list[str] = list(config.adapters) if isinstance(config, LaunchConfig) else []
         self._numbers = itertools.count()
@@ -209,7 +164,7 @@ class RemoteGenerator:
             with self._lock:
                 del self._tickets[key]
             self._count(reason, last := answer.last(reason, error))
-            _tell(on_delta, last, asked.request.id)
+            tell(on_delta, last, asked.request.id)
 
     async def _follow(self, asked: Asked, answer: Answer, on_delta: OnDelta) -> None:
         call, read = self.wire.call(asked), self.wire.reader(asked)
@@ -218,7 +173,7 @@ class RemoteGenerator:
         try:
             async for event in events:
                 delta = answer.push(read(event))
-                if delta is not None and not _tell(on_delta, delta, asked.request.id):
+                if delta is not None and not tell(on_delta, delta, asked.request.id):
                     raise asyncio.CancelledError
                 if answer.complete:
                     break
@@ -282,7 +237,7 @@ class RemoteGenerator:
     def _enter_silent(self, request: Request, score: bool, done: queue.SimpleQueue[tuple[str, Completion]]) -> str:
         key = f"{request.id}#{next(self._numbers)}"  # ids of two calls may be the same
         if score:
-            request = Request(request.id, request.prompt, _scoring(), adapter=request.adapter)
+            request = Request(request.id, request.prompt, SCORING, adapter=request.adapter)
 
         def on_delta(delta: Delta) -> None:
             if delta.completion is not None:
@@ -391,23 +346,3 @@ class RemoteGenerator:
 
     def _await(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-
-def _scoring() -> SamplingParams:
-    return SamplingParams(max_tokens=0, prompt_logprobs=0)
-
-
-def _tell(on_delta: OnDelta, delta: Delta, id: str) -> bool:
-    """Hand out a delta; False where the one who listens failed (a connection that is gone, a closed event loop)."""
-    try:
-        on_delta(delta)
-    except Exception:
-        logger.warning("request %s: its listener failed; it is cancelled", id, exc_info=True)
-        return False
-    return True
-
-
-def _drops_space(codec: ModelCodec) -> bool:
-    """Tell whether a tokenizer puts a space before every text and takes it off again."""
-    ids = codec.continuation("a")
-    return b"".join(codec.pieces(ids)).startswith(b" ") and not codec.text(ids).startswith(" ")
