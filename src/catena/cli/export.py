@@ -28,7 +28,7 @@ def export(
     ] = None,
     to: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Copy the files there as well.")] = None,
 ) -> None:
-    """Write a model as a file for another program, and keep it as a version of its own."""
+    """Write a model as a file for another program: GGUF or ONNX."""
     import shutil
 
     from catena.cli.views import artifact_line
