@@ -6,8 +6,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +16,13 @@ from catena.core.errors import ConfigError, DataError, EnvironmentProblem
 from catena.core.types import DatasetVersion
 from catena.hub.store import Store
 from catena.train import launch
-from catena.train.parallel.contract import LISTENING, listen
+from catena.train.parallel.contract import ProcessLost
 from catena.train.parallel.settings import ParallelConfig
 from catena.train.slurm import slurm_contract, slurm_script
 from catena.workspace import Workspace
 from tests.train.conftest import Recorded
 from tests.train.launched_stages import ActedConfig, acted
+from tests.train.team import run_module
 
 ROOT = Path(__file__).parent.parent.parent
 MakeContext = Callable[[str], Recorded]
@@ -80,6 +79,38 @@ def test_processes_that_cannot_share_are_not_started(recorded: MakeContext) -> N
     assert not (made.context.workdir / "launch").exists()
 
 
+def left(folder: Path, rank: int, kind: str, at: float, *, follows: bool = False) -> None:
+    told = {"class": kind, "message": f"{rank} failed", "hint": "", "follows": follows, "at": at}
+    (folder / f"error-{rank}.json").write_text(json.dumps(told))
+
+
+def test_reason_that_was_there_first_is_raised_and_not_what_it_did_to_the_others(tmp_path: Path) -> None:
+    left(tmp_path, 0, "ProcessLost", 1.0, follows=True)
+    left(tmp_path, 1, "", 2.0)
+    left(tmp_path, 2, "DataError", 3.0)
+    assert isinstance(launch._first_problem(tmp_path, [5, 1, 4]), DataError)
+    (tmp_path / "error-2.json").unlink()
+    assert "process 1 of the training met something unexpected: 1 failed" in str(
+        launch._first_problem(tmp_path, [5, 1, None])
+    )
+    (tmp_path / "error-1.json").unlink()
+    assert isinstance(launch._first_problem(tmp_path, [5, None]), ProcessLost)
+    assert isinstance(launch._first_problem(tmp_path, [5, 130]), KeyboardInterrupt)
+    gone = launch._first_problem(tmp_path, [5, launch.LOST])
+    assert str(gone) == "the machine of process 1 of the training is gone"
+
+
+def test_process_that_ends_without_a_reason_is_quoted(tmp_path: Path) -> None:
+    (tmp_path / "worker-1.log").write_text("Fatal Python error: Segmentation fault\n\n")
+    crashed = launch._first_problem(tmp_path, [None, -signal.SIGSEGV])
+    assert isinstance(crashed, EnvironmentProblem)
+    assert "ended by SIGSEGV" in str(crashed)
+    assert "at the end: Fatal Python error: Segmentation fault" in crashed.hint
+    quiet = launch._first_problem(tmp_path, [0, 3])
+    assert isinstance(quiet, EnvironmentProblem)
+    assert "worker-1.log has what it said" in quiet.hint
+
+
 @pytest.mark.chain
 @pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings("ignore:lance is not fork-safe")
@@ -111,20 +142,7 @@ def test_slurm_s_variables_are_the_contract() -> None:
     assert slurm_contract({}) == {}
 
 
-def catena(store: Store, *words: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "catena", "-w", str(store.root), *words, "--json"]
-    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    handed = [int(given[LISTENING])] if LISTENING in given else []
-    return subprocess.Popen(command, env=given, cwd=store.root.parent, stdout=-1, stderr=-1, text=True, pass_fds=handed)
-
-
-def ended(process: subprocess.Popen[str]) -> str:
-    said, complained = process.communicate(timeout=300)
-    assert process.returncode == 0, said + complained
-    return said
-
-
-def test_training_by_command_is_the_same_on_one_process_on_two_and_under_slurm(
+def test_training_by_command_is_the_same_on_one_process_and_on_two_under_slurm(
     store: Store, documents: DatasetVersion, recorded: MakeContext
 ) -> None:
     from catena.train.tokenizer import TokenizerConfig, tokenizer
@@ -133,24 +151,24 @@ def test_training_by_command_is_the_same_on_one_process_on_two_and_under_slurm(
     for name, artifact in (("pages", documents), ("words", words)):
         store.index.add_artifact(artifact)
         store.index.add_name(name, artifact.digest)
-    values = {"preset": "llama-nano", "steps": 6, "log_every": 1, "sequence_length": 32, "precision": "float32"}
-    given = {"tokenizer": "words", "data": "pages"}
-    Workspace(store).do("train.pretrain", given, values, name="alone")
-    train = ["train", "pretrain", "--use", "tokenizer=words", "--use", "data=pages"]
-    for key, value in values.items():
+    values = {"preset": "llama-nano", "steps": 4, "log_every": 1, "sequence_length": 32, "precision": "float32"}
+    Workspace(store).do("train.pretrain", {"tokenizer": "words", "data": "pages"}, values, name="alone")
+    train = ["-w", str(store.root), "train", "pretrain", "--use", "tokenizer=words", "--use", "data=pages"]
+    # Another value that changes nothing: else the store would have the answer.
+    for key, value in {**values, "eval_every": 201}.items():
         train += ["--set", f"{key}={value}"]
-    ended(catena(store, *train, "--name", "both", "--processes", "2"))
-    train += ["--name", "queued", "--launch", "slurm", "--set", "eval_every=201"]
-    with listen() as free:  # on a cluster a job has its port for itself
-        slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "MASTER_PORT": str(free.getsockname()[1])}
-        slurm[LISTENING] = str(free.fileno())
-        team = [catena(store, *train, SLURM_PROCID=rank, **slurm) for rank in ("1", "0")]
-    said = [ended(process) for process in team]
-    assert said[0] == ""
-    assert json.loads(said[1])["ref"] == "queued@1"
-    curves = [losses(store, name) for name in ("alone", "both", "queued")]
-    assert len(curves[0]) == 6
-    assert all(abs(one - other) < 2e-5 for curve in curves for one, other in zip(curves[0], curve, strict=True))
+    said = run_module("tests.train.queued", *train, "--name", "queued", "--launch", "slurm", "--json", strict=False)
+    assert '"ref": "queued@1"' in said
+    curves = [losses(store, name) for name in ("alone", "queued")]
+    assert len(curves[0]) == 4
+    assert all(abs(one - other) < 1e-5 for one, other in zip(*curves, strict=True))
+
+
+def test_processes_of_torchrun_meet_at_the_store_of_its_agent() -> None:
+    said = run_module(
+        "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.train.met", strict=False
+    )
+    assert {"process 0 of 2: here", "process 1 of 2: here"} <= set(said.splitlines())
 
 
 def losses(store: Store, name: str) -> list[float]:

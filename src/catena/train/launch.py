@@ -311,9 +311,9 @@ def _first_problem(folder: Path, codes: Sequence[int | None]) -> BaseException:
                 f"process {rank} of the training was ended by {name}",
                 hint=f"{hint} The same command goes on from the last checkpoint.",
             )
+    if any(code == 130 for code in codes) and all(reason["follows"] for _, reason in told):
+        return KeyboardInterrupt("a process of the training was stopped")
     if not told:
-        if any(code == 130 for code in codes):
-            return KeyboardInterrupt("a process of the training was stopped")
         rank = next(rank for rank, code in enumerate(codes) if code)
         return EnvironmentProblem(
             f"processes of the training ended with the statuses {list(codes)}", hint=_last_words(folder, rank)

@@ -340,7 +340,7 @@ class Training:
         if not self.done and counters.step % self.config.log_every:
             return
         if counters.window_tokens:
-            events.metric(LOSS, round(counters.window_loss / counters.window_tokens, 5), counters.step)
+            events.metric(LOSS, round(counters.window_loss / counters.window_tokens, 7), counters.step)
             counters.window_loss, counters.window_tokens = 0.0, 0
         events.metric("learning_rate", rate, counters.step)
         events.metric("grad_norm", round(norm, 5) if math.isfinite(norm) else -1.0, counters.step)
