@@ -50,6 +50,14 @@ def test_a_command_of_the_readme_runs(
     assert said.strip()
 
 
+def test_both_readmes_show_the_same_commands() -> None:
+    english, chinese = (
+        {line.partition("#")[0].strip() for body in blocks(name, "sh") for line in body.splitlines()}
+        for name in ("README.md", "README.zh.md")
+    )
+    assert chinese == english
+
+
 def test_make_knows_every_target_of_the_readme() -> None:
     targets = [line.split()[1] for line in commands() if line.startswith("make ")]
     assert "demo" in targets
