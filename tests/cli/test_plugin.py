@@ -1,4 +1,4 @@
-"""A package of somebody else: its stage, filter and scorer are used by name like built-in ones, and looked up as they are."""
+"""A package of somebody else: its stage, filter and scorer are used by name, as built-in ones are."""
 
 from __future__ import annotations
 
