@@ -43,7 +43,7 @@ def trial(number: int, score: float, **fields: Any) -> Trial:
 
 @pytest.mark.parametrize("method", ["tpe", "genetic", "random"])
 def test_proposals_lie_in_the_space_and_depend_on_nothing_but_what_is_known(method: str) -> None:
-    tune = config(method=method, trials=14, population=4)
+    tune = config(method=method, trials=10, population=4)
     first, second = searched(tune), searched(tune)
     assert [item.values for item in first] == [item.values for item in second]
     assert all(inside(tune.space, item.values) for item in first)

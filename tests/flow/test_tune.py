@@ -100,7 +100,7 @@ def start(ws: c.Workspace, recipe: Path, *options: str) -> subprocess.Popen[str]
 
 
 def wait_for_trials(ws: c.Workspace, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(ws.store.index.find_runs(stage="example.descend", status="done")) < count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -122,12 +122,12 @@ def test_a_killed_search_goes_on_and_runs_nothing_twice(ws: c.Workspace, recipe:
 
 def test_a_signal_ends_a_search_as_cancelled(ws: c.Workspace, recipe: Path) -> None:
     process = start(ws, recipe, "--jobs", "2", "--set", "base.seconds=20")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(ws.store.index.find_runs(stage="example.descend", status="running")) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=40)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
     assert {run.status for run in ws.store.index.find_runs(stage="example.descend")} == {"cancelled"}
 

@@ -94,7 +94,7 @@ def postgres_url() -> Iterator[str]:
             child = subprocess.Popen([*server, "-F"], user=user, cwd=folder, stdout=log, stderr=log)
         try:
             ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 300
             while subprocess.run(ready, check=False).returncode != 0:
                 if child.poll() is not None or time.monotonic() > deadline:
                     pytest.fail(f"PostgreSQL did not start: {(folder / 'log').read_text()}")
@@ -102,4 +102,4 @@ def postgres_url() -> Iterator[str]:
             yield f"postgresql+psycopg://catena@127.0.0.1:{port}/postgres"
         finally:
             child.terminate()
-            child.wait(30)
+            child.wait(300)

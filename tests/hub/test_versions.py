@@ -274,7 +274,7 @@ def test_processes_that_commit_at_once_lose_no_commit(store: Store) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
     assert [worker.exitcode for worker in workers] == [0, 0]
     entries = versions.log(store, "pages", "main")
     assert len(entries) == 1 + 2 * 2 * 2
