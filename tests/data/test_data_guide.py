@@ -59,6 +59,8 @@ def test_every_example_runs_in_the_order_of_the_page(
             told[line] = out
     assert "formats.md  rejected: contaminated" in told["catena show clean --rejects"]
     assert "duplicate_of_stored" in told["catena show news --rejects"]
+    assert run(["show", "labelled"]) == 0
+    assert "login 5, refund 5, delivery 2" in capsys.readouterr().out
     ended = {line.rpartition("--name ")[2]: out for line, out in told.items() if "--name" in line}
     assert {out.split()[0] for out in ended.values()} == {f"{name}@1" for name in ended}
     assert "12 document rows, 1 rejects" in ended["agreed"]

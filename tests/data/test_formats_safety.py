@@ -137,7 +137,9 @@ def test_what_cannot_be_read_is_one_reject(documents: Reader, what: str) -> None
     name, content, reason = BROKEN[what]
     found = documents(name, content)
     assert [each.reason for each in found] == [reason]
-    assert found[0].detail
+    detail = found[0].detail
+    assert detail
+    assert len(set(detail.split(": "))) == len(detail.split(": ")), "the parser's message says the same twice"
 
 
 def test_a_bomb_in_an_archive_is_a_reject_and_its_neighbours_are_read(documents: Reader) -> None:

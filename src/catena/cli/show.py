@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 TEXT_SHOWN = 400
 """Characters of a sample's text that people are shown; JSON has all of them."""
+COUNTS_SHOWN = 12
+"""Entries of a count that people are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ def print_record(out: Out, record: Mapping[str, Any]) -> None:
             "tags": ", ".join(record["tags"]),
             "created": artifact.created and artifact.created.isoformat(sep=" ", timespec="seconds"),
             "licence": artifact.license,
-            "licences": _counts(record["artifact"].get("profile", {}).get("licences", {})),
+            **_profile(record["artifact"].get("profile", {})),
             "splits": ", ".join(f"{name} {split['rows']:,}" for name, split in splits.items()),
             "files": f"{len(artifact.files)} ({size(bytes_held)})" if artifact.files else "",
             "parents": ", ".join(digest[:12] for digest in artifact.parents),
@@ -184,8 +186,19 @@ def print_record(out: Out, record: Mapping[str, Any]) -> None:
         out.line(" ".join(f"{key}={value}" for key, value in event.items() if key != "step" and value is not None))
 
 
+def _profile(profile: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a stage counted: licences, languages, labels, duplicates; of many, the most frequent."""
+    return {
+        name: _counts(found)
+        for name, found in profile.items()
+        if isinstance(found, Mapping) and found and all(type(count) is int for count in found.values())
+    }
+
+
 def _counts(found: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {rows:,}" for name, rows in sorted(found.items(), key=lambda item: (-item[1], item[0])))
+    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{name} {rows:,}" for name, rows in ordered[:COUNTS_SHOWN])
+    return shown + (f", and {len(ordered) - COUNTS_SHOWN} more" if len(ordered) > COUNTS_SHOWN else "")
 
 
 def _run_fields(run: Mapping[str, Any] | None) -> dict[str, Any]:

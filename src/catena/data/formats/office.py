@@ -13,6 +13,7 @@ from catena.data.formats.pieces import Piece, Reject, Row, Source, Unreadable
 from catena.data.formats.unpack import weigh
 
 ENCRYPTED_OFFICE = "EncryptedPackage".encode("utf-16-le")
+BEHIND_A_PASSWORD = "the document is behind a password"
 UNITS = {"pdf": "page", "pptx": "slide", "xlsx": "sheet"}
 
 
@@ -34,7 +35,7 @@ def read_office(source: Source) -> Iterator[Piece]:
 def read_ole(source: Source) -> Iterator[Piece]:
     """Refuse: a document behind a password, or one of the time before 2007."""
     if ENCRYPTED_OFFICE in source.read_bytes():
-        raise Unreadable("encrypted", "the document is behind a password")
+        raise Unreadable("encrypted", BEHIND_A_PASSWORD)
     raise Unreadable("unsupported_format", "an Office document of the time before 2007, or another OLE file")
     yield  # a generator, as every reader
 
@@ -48,9 +49,10 @@ def _read(source: Source, body: bytes) -> Iterator[Piece]:
     try:
         found = kreuzberg.extract_bytes_sync(body, source.format.media_type, config)
     except kreuzberg.KreuzbergError as error:
-        said = str(error)
-        encrypted = "password" in said.lower() or "encrypt" in said.lower()
-        raise Unreadable("encrypted" if encrypted else "damaged", said[:300]) from error
+        said = ": ".join(dict.fromkeys(str(error).split(": ")))  # it says the same twice
+        if "password" in said.lower() or "encrypt" in said.lower():
+            raise Unreadable("encrypted", BEHIND_A_PASSWORD) from error
+        raise Unreadable("damaged", said[:300]) from error
     kind = source.format.name
     parts = PARTS[kind](found) if kind in PARTS else [("", found.content)]
     if len(parts) > source.limits.pages:
