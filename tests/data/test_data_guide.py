@@ -95,7 +95,7 @@ def test_the_numbers_of_the_guide_were_measured() -> None:
         *(f"{row['recall']:.2%}".replace("%", " %") for row in recall["recall"]),
         *seconds,
         f"{max(row['peak_bytes'] for row in cluster['results']) / 2**20:.0f} MiB",
-        *(f"{cleaning['mb_per_s_core'][side]['whole']:.2f}" for side in ("catena", "datatrove")),
+        *(f"{cleaning['mb_per_s_core'][side]['whole']:.2f}" for side in ("catena", "datatrove", "data-juicer")),
         f"{min(kind['recall'] for kind in kinds):.1%}".replace("%", " %"),
         f"{min(kind['precision'] for kind in kinds):.1%}".replace("%", " %"),
         f"{pages['extractors']['union']['f']:.3f}",
