@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from starlette.middleware import Middleware
 
     from catena.govern.config import GovernConfig
+    from catena.hub.store import Store
     from catena.serve.config import ServeConfig
     from catena.serve.gateway.config import DeployConfig, ModelConfig
 
@@ -70,7 +71,8 @@ def run_gateway(session: Session, config: DeployConfig) -> None:
     from catena.serve.server import listen, serve, url_of
 
     with ExitStack() as stack:
-        root, pinned, middleware = _opened(session, config, stack)
+        store, middleware = _opened(session, config, stack)
+        root = store.root if store else None
         listener = stack.enter_context(closing(listen(config.host, config.port)))
         require_auth_beyond(listener, config.govern)
 
@@ -82,7 +84,7 @@ def run_gateway(session: Session, config: DeployConfig) -> None:
                 session.out.line(f"{', '.join(names)} at {url}  (Ctrl-C ends)")
 
         def command(name: str, model: ModelConfig) -> Sequence[str]:
-            return model.script or serve_command(name, pinned[name], model, root)
+            return model.script or serve_command(name, model, store)
 
         for name, model in config.models.items():
             if model.owned:
@@ -100,39 +102,42 @@ def run_gateway(session: Session, config: DeployConfig) -> None:
         raise gateway.problem
 
 
-def _opened(
-    session: Session, config: DeployConfig, stack: ExitStack
-) -> tuple[Path | None, dict[str, str], Sequence[Middleware]]:
-    """Open the workspace for as long as `stack`; returns its folder, the digest of each stored model (a tag that moves
-    must not make replicas differ), and what governs. Only a deployment that needs none goes without a workspace."""
+def _opened(session: Session, config: DeployConfig, stack: ExitStack) -> tuple[Store | None, Sequence[Middleware]]:
+    """Open the workspace for as long as `stack`; returns its store, and what governs.
+
+    Only a deployment that needs nothing of it goes without a workspace.
+    """
     from catena.core.types import ModelVersion
     from catena.serve.governed import governed
 
-    govern = config.govern
-    needed = any(model.model for model in config.models.values())
+    govern, models = config.govern, [*config.models.values(), *config.candidates.values()]
     try:
         store = stack.enter_context(session.open()).store
     except NotFound:
-        if needed or govern.auth.on or govern.audit.on or govern.moderation.on:
+        if any(model.model for model in models) or govern.auth.on or govern.audit.on or govern.moderation.on:
             raise
-        return None, {}, ()
-    digests = {}
-    for name, model in config.models.items():
-        if model.model:
-            digests[name] = store.resolve(model.model, ModelVersion).digest
-        for adapter in model.adapters.values():
-            store.resolve(adapter, ModelVersion)
-    return store.root, digests, stack.enter_context(governed(store, govern, config.http))
+        return None, ()
+    for model in models:
+        for ref in filter(None, (model.model, *model.adapters.values())):
+            store.resolve(ref, ModelVersion)
+    return store, stack.enter_context(governed(store, govern, config.http))
 
 
-def serve_command(name: str, digest: str, model: ModelConfig, root: Path | None) -> Sequence[str]:
-    """Return how a replica of a stored model is started; keys and audit are the gateway's."""
+def serve_command(name: str, model: ModelConfig, store: Store | None) -> Sequence[str]:
+    """Return how a replica of a stored model is started; keys and audit are the gateway's.
+
+    The model is named by its digest: a tag that moves must not make replicas differ.
+    """
+    from catena.core.types import ModelVersion
+
+    assert store is not None
+    digest = store.resolve(model.model, ModelVersion).digest
     words = ["catena", "serve", digest, "--as", name, "--host", "127.0.0.1", "--port", "0", "--json"]
-    words += ["--workspace", str(root)] if root else []
+    words += ["--workspace", str(store.root)]
     for part in ("auth", "audit", "moderation"):
         words += ["--set", f"govern.{part}.on=false"]
     for adapter, ref in model.adapters.items():
-        words += ["--adapter", f"{adapter}={ref}"]
+        words += ["--adapter", f"{adapter}={store.resolve(ref, ModelVersion).digest}"]
     for option, value in model.engine.items():
         words += ["--engine", f"{option}={json.dumps(value)}"]
     return words

@@ -29,6 +29,7 @@ from catena.cli import (
     model,
     plan_training,
     recipe,
+    release,
     stage,
     train,
     tune,
@@ -66,6 +67,7 @@ app.add_typer(bench.app)
 for noun, help_, group in (
     ("keys", "Who may use a server that runs with --auth.", keys.COMMANDS),
     ("audit", "What was asked, answered, decided and administered.", audit.COMMANDS),
+    ("release", "A new model for few users first, that goes back by itself if anything is worse.", release.COMMANDS),
 ):
     noun_app = typer.Typer(
         name=noun,

@@ -5,7 +5,7 @@ GET  /v1/models, /v1/models/{id}
 GET  /health                    200 as long as this process works
 GET  /ready                     200 while every model has a replica that answers, and nothing is shutting down
 GET  /metrics                   its own counts, those of every replica, and GPUs
-     /admin/...                 serve/gateway/admin.py
+     /admin/releases            serve/releases/admin.py
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from catena.core.errors import CatenaError, EnvironmentProblem, RemoteError, did_you_mean
@@ -47,6 +47,8 @@ from catena.serve.gateway.semantic import Semantic
 from catena.serve.gateway.traces import Traces
 from catena.serve.hosts import LoopbackHosts
 from catena.serve.middleware.exchange import principal_of
+from catena.serve.releases.admin import Admin
+from catena.serve.releases.manager import Releases
 from catena.serve.rules import require_rules
 from catena.serve.wire import WireError
 
@@ -77,7 +79,10 @@ class Gateway:
         self.problem: CatenaError | None = None
         """Why the gateway gave up: a model whose replicas do not start."""
         self.meters = Meters()
-        self.pools = {name: self.new_pool(name, model) for name, model in config.models.items()}
+        self.releases = Releases(self, state, config.bake_s)
+        self.specs = {name: self.releases.current(name, model) for name, model in config.models.items()}
+        """How each model is served now; a release changes it."""
+        self.pools = {name: self.new_pool(name, model) for name, model in self.specs.items()}
         self.limits = Limits(config.limits)
         self.traces = traces or Traces(config.telemetry)
         cache = config.cache
@@ -114,15 +119,16 @@ class Gateway:
         self.session = open_session(self.config.routing)
         try:
             for name, pool in self.pools.items():
-                self.start_pool(pool, self.config.models[name])
-            self._tasks.append(asyncio.create_task(self._until_ready()))
+                self.start_pool(pool, self.specs[name])
+            self.releases.resume()
+            self._tasks += [asyncio.create_task(self._until_ready()), asyncio.create_task(self.releases.watch())]
             yield
         finally:
             self.draining = True
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            await asyncio.gather(*(pool.close() for pool in self.pools.values()))
+            await asyncio.gather(self.releases.close(), *(pool.close() for pool in self.pools.values()))
             await self.session.close()
             await self.cache.close()
             await self.limits.close()
@@ -146,7 +152,7 @@ class Gateway:
 
     async def _scale(self, pool: Pool, model: ModelConfig) -> None:
         scaler = Scaler(model.replicas)
-        while True:
+        while not pool.closed:
             await asyncio.sleep(TICK_S)
             before = scaler.wanted
             load = Load(len(pool.ready()), pool.running + pool.waiting, pool.latency())
@@ -176,7 +182,7 @@ class Gateway:
         """Return whose replicas answer a request, and what its model's name ends with (an adapter)."""
         name = call.ask.model
         if (pool := self.pools.get(name)) is not None:
-            return pool, ""
+            return self.releases.route(call) or pool, ""
         base, _, adapter = name.rpartition(":")
         if adapter and base in self.pools and adapter in self.config.models[base].adapters:
             return self.pools[base], f":{adapter}"
@@ -215,6 +221,7 @@ class Gateway:
             self.meters.tokens.add(known, "answer", by=written)
         if call.cut:
             self.meters.cut.add(known)
+        self.releases.ended(call)
 
     async def _embed(self, text: str) -> list[float]:
         """Return a text's vector by the model of the semantic cache."""
@@ -234,13 +241,14 @@ class Gateway:
     # -- pages -------------------------------------------------------------------------------------------------------
 
     def _routes(self) -> Starlette:
-        routes = [
+        routes: list[BaseRoute] = [
             *(Route(path, self._relay, methods=["POST"]) for path in ROUTES),
             Route("/v1/models", self._list_models),
             Route("/v1/models/{name:path}", self._show_model),
             Route("/health", self._health),
             Route("/ready", self._ready),
             Route("/metrics", self._metrics),
+            *Admin(self.releases).routes,
         ]
         require_rules(routes)
         return Starlette(routes=routes, exception_handlers={HTTPException: http_exception, Exception: unexpected})
@@ -327,7 +335,7 @@ async def _look_up(pool: Pool, target: str) -> None:
     """Point a pool at every address of a name, again and again."""
     parts = urlsplit(target)
     port = parts.port or 80
-    while True:
+    while not pool.closed:
         try:
             found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
             hosts = sorted({str(entry[4][0]) for entry in found})

@@ -36,6 +36,10 @@ class Call:
     """`exact` or `semantic` where no replica was asked."""
     left: bool = False
     """Its client went away."""
+    fell_back: bool = False
+    """The candidate failed, and the stable model answered."""
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    """What those in front of the gateway decided about it (moderation)."""
     cut: bool = False
     """The stream ended before its end."""
     keep: bool = False
@@ -60,6 +64,10 @@ class Call:
     def streamed(self) -> bool:
         """Whether the answer is a stream of events."""
         return self.kind.startswith(b"text/event-stream")
+
+    def flagged(self) -> bool:
+        """Tell whether moderation had something against it."""
+        return any(one.get("by") == "moderation" for one in self.decisions)
 
     def tokens(self) -> tuple[int, int]:
         """Return tokens of prompt and answer: as the answer says, or an estimate where it does not."""

@@ -232,6 +232,10 @@ class DeployConfig(Config):
     """Folder for the cache, releases and their change log; relative to the workspace."""
     models: dict[Annotated[str, Field(pattern=f"^{NAME}$")], ModelConfig] = Field(min_length=1)
     """Name for clients to how it is served."""
+    candidates: dict[str, ModelConfig] = Field(default_factory=dict)
+    """Models that `catena release start` may name, beside stored ones; nothing of them runs before."""
+    bake_s: float = Field(default=600.0, ge=0)
+    """So long the replicas before a release stay warm after everybody has the new ones, in seconds."""
     http: ServeConfig = ServeConfig()
     """Bounds of the HTTP side."""
     routing: RoutingConfig = RoutingConfig()

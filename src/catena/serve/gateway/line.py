@@ -38,8 +38,11 @@ class Line:
     """Two lines in truth: a suspect may have to wait where another request would not."""
 
     def __init__(self, name: str, most: int, seconds: float) -> None:
-        self._name, self._most, self._seconds = name, most, seconds
+        self._name, self._most = name, most
+        self.seconds = seconds
+        """Longest wait."""
         self._lines: dict[bool, deque[Waiter]] = {False: deque(), True: deque()}
+        self._closed = False
         self._ended: deque[float] = deque(maxlen=REMEMBERED)
 
     def __len__(self) -> int:
@@ -55,9 +58,9 @@ class Line:
         loop = asyncio.get_running_loop()
         waiter = Waiter(loop.create_future())
         line.append(waiter)
-        deadline = time.monotonic() + self._seconds
+        deadline = time.monotonic() + self.seconds
         try:
-            while (left := deadline - time.monotonic()) > 0:
+            while not self._closed and (left := deadline - time.monotonic()) > 0:
                 await asyncio.wait({waiter.turn}, timeout=min(left, GLANCE_S))
                 if (found := choose()) is not None:
                     return found
@@ -67,6 +70,14 @@ class Line:
         finally:
             line.remove(waiter)
             self.wake()
+
+    def close(self) -> None:
+        """Send everybody away: there will be no replica any more."""
+        self._closed = True
+        for line in self._lines.values():
+            for waiter in line:
+                if not waiter.turn.done():
+                    waiter.turn.set_result(None)
 
     def wake(self) -> None:
         """Tell the first that something may have changed."""

@@ -87,6 +87,7 @@ class Pool:
         self.latencies: deque[tuple[float, float]] = deque(maxlen=LATENCIES)
         """(when, seconds to the first token)."""
         self.deaths = 0
+        self.closed = False
         self.line = Line(name, routing.queue, routing.queue_s)
         self._numbers, self._requests = itertools.count(1), itertools.count(1)
         self._session: aiohttp.ClientSession | None = None
@@ -100,6 +101,8 @@ class Pool:
 
     def resize(self, count: int) -> None:
         """Have so many replicas of our own: start what is missing, let the youngest go."""
+        if self.closed:
+            return
         wanted = [slot for slot in self.slots.values() if slot.phase != "draining"]
         for _ in range(count - len(wanted)):
             slot = Slot(f"{self.name}-{next(self._numbers)}")
@@ -111,6 +114,8 @@ class Pool:
 
     def point_at(self, urls: Collection[str]) -> None:
         """Use exactly these servers, which others run."""
+        if self.closed:
+            return
         for url in urls:
             if url not in self.slots:
                 slot = Slot(url)
@@ -129,6 +134,8 @@ class Pool:
 
     async def close(self) -> None:
         """Let every replica finish and go, all at once."""
+        self.closed = True
+        self.line.close()
         for slot in list(self.slots.values()):
             self.release(slot)
         await asyncio.gather(*(slot.task for slot in self.slots.values() if slot.task), return_exceptions=True)
@@ -142,6 +149,11 @@ class Pool:
     def ready(self) -> list[Backend]:
         """Return the replicas that take requests."""
         return [slot.backend for slot in self.slots.values() if slot.backend is not None and slot.backend.ready]
+
+    def broken(self) -> bool:
+        """Tell whether there are replicas, and every one of them is left alone by its breaker."""
+        now, ready = time.monotonic(), self.ready()
+        return bool(ready) and not any(one.breaker.admits(now) for one in ready)
 
     async def _keep(self, slot: Slot) -> None:
         """Keep a process in a slot until it is released."""

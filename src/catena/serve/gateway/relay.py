@@ -29,6 +29,7 @@ from catena.serve.gateway.poison import fingerprint
 from catena.serve.gateway.pool import Lease, Pool
 from catena.serve.gateway.refusals import Poisonous, RateLimited, said
 from catena.serve.gateway.scoped import request_id
+from catena.serve.middleware.exchange import exchange_of
 from catena.serve.wire import WireError, error_body
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Relay:
         watcher: asyncio.Task[None] | None = None
         try:
             ask = read_ask(scope["path"], await self._read(scope, receive))
-            call = Call(request_id(scope), ask, identity_of(scope))
+            call = Call(request_id(scope), ask, identity_of(scope), decisions=exchange_of(scope).decisions)
             watcher = asyncio.create_task(_watch(receive, asyncio.current_task(), call, reply))
             with self.gateway.traces.span(scope, call):
                 await self._answer(call, scope, reply)
@@ -86,9 +87,21 @@ class Relay:
                 call.status = 200
                 await reply.whole(call, 200, hit.kind, hit.body, [(b"x-catena-cache", hit.how)])
                 return
-            await self.forward(call, pool, suffix, reply)
+            await self._forward(call, pool, suffix, reply)
         if call.status == 200 and not call.cut:
             await gateway.cache.put(call)
+
+    async def _forward(self, call: Call, pool: Pool, suffix: str, reply: Outgoing) -> None:
+        """Give a request to its replicas; where a release's candidate fails or goes meanwhile, to those that stay."""
+        try:
+            await self.forward(call, pool, suffix, reply)
+        except (RemoteError, Overloaded, Poisonous) as error:
+            stable = self.gateway.pools.get(call.ask.model, pool)
+            if reply.started or stable is pool:
+                raise
+            logger.warning("%s: %s; those of the stable model are asked", call.id, error)
+            call.fell_back, call.deaths = call.arm == "candidate", 0
+            await self.forward(call, stable, suffix, reply)
 
     async def forward(self, call: Call, pool: Pool, suffix: str, reply: Outgoing) -> None:
         """Give a request to one replica after the other until one begins to answer."""

@@ -1,0 +1,102 @@
+"""`/admin/releases`: what `catena release` talks to. Acts need the action `releases`, or a server on loopback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from catena.core.errors import CatenaError, UsageError
+from catena.serve.endpoint import require_json
+from catena.serve.errors import answer_to
+from catena.serve.hosts import BOUND, is_loopback
+from catena.serve.middleware.exchange import principal_of
+
+if TYPE_CHECKING:
+    from catena.serve.releases.manager import Releases
+
+MOST_BYTES = 1 << 16
+SHOWN = 50
+ACTS = ("promote", "rollback", "feedback")
+
+
+class Admin:
+    """The routes."""
+
+    def __init__(self, releases: Releases) -> None:
+        self._releases = releases
+        self.routes: list[BaseRoute] = [
+            Route("/admin/releases", self._all, methods=["GET", "POST"]),
+            Route("/admin/releases/{model:path}", self._one, methods=["GET", "POST"]),
+        ]
+
+    async def _all(self, request: Request) -> Response:
+        releases = self._releases
+        try:
+            by = _who(request)
+            if request.method == "GET":
+                changes = releases.log.entries()[-SHOWN:]
+                return JSONResponse({"releases": [releases.status(one) for one in releases.active], "changes": changes})
+            body = await _body(request)
+            model, candidate = body.get("model"), body.get("candidate")
+            if not isinstance(model, str) or not isinstance(candidate, str):
+                raise UsageError("model and candidate are required")
+            release = body.get("release") or {}
+            if not isinstance(release, dict):
+                raise UsageError("release must be an object")
+            return JSONResponse(releases.start(model, candidate, release, by), 201)
+        except CatenaError as error:
+            return answer_to(error)
+
+    async def _one(self, request: Request) -> Response:
+        releases, model = self._releases, request.path_params["model"]
+        try:
+            by = _who(request)
+            if request.method == "POST":
+                body = await _body(request)
+                act, reason = body.get("act"), str(body.get("reason") or "asked for")
+                if act == "promote":
+                    releases.promote(model, by, reason)
+                elif act == "rollback":
+                    releases.rollback(model, by, reason)
+                elif act == "feedback":
+                    releases.like(str(body.get("request")), body.get("good") is True)
+                else:
+                    raise UsageError(f"act must be one of {', '.join(ACTS)}")
+                return JSONResponse({"model": model, "act": act})
+            return JSONResponse(releases.status(model))
+        except CatenaError as error:
+            return answer_to(error)
+
+
+class Forbidden(CatenaError):
+    """Nobody checks who asks, and others than this machine can."""
+
+    http_status = 403
+
+
+def _who(request: Request) -> str:
+    asker = principal_of(request.scope)
+    if asker is not None:
+        return asker.subject
+    bound = request.scope.get(BOUND) or (request.scope.get("server") or ("",))[0]
+    if not is_loopback(str(bound)):
+        raise Forbidden("releases need a server with keys, or one on loopback")
+    return "local"
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    require_json(request.scope)
+    data = await request.body()
+    if len(data) > MOST_BYTES:
+        raise UsageError(f"the body is longer than {MOST_BYTES} bytes")
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"the body is not valid JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise UsageError("the body must be a JSON object")
+    return body

@@ -1,0 +1,58 @@
+"""The change log of a gateway: every act of a release, who did it and on what evidence. Lines of JSON, each with the
+digest of the one before it, so that what is taken out or altered shows."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from catena.core.errors import IntegrityError
+
+
+class ChangeLog:
+    """A file that only grows."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        entries = self.entries()
+        self._last = entries[-1]["digest"] if entries else ""
+
+    def add(self, act: str, model: str, by: str, **facts: Any) -> dict[str, Any]:
+        """Write one act; it is on the disk when this returns."""
+        entry = {"time": round(time.time(), 3), "act": act, "model": model, "by": by, **facts, "before": self._last}
+        entry["digest"] = _digest(entry)
+        with self._file.open("ab") as stream:
+            stream.write(orjson.dumps(entry) + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._last = entry["digest"]
+        return entry
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return all acts, the oldest first. Raises `IntegrityError` for a line that was changed."""
+        if not self._file.exists():
+            return []
+        found: list[dict[str, Any]] = []
+        before = ""
+        for number, line in enumerate(self._file.read_bytes().splitlines(), 1):
+            try:
+                entry = orjson.loads(line)
+                good = entry["before"] == before and entry["digest"] == _digest(entry)
+            except (orjson.JSONDecodeError, KeyError, TypeError):
+                good = False
+            if not good:
+                raise IntegrityError(f"line {number} of {self._file} is not what was written")
+            before = entry["digest"]
+            found.append(entry)
+        return found
+
+
+def _digest(entry: dict[str, Any]) -> str:
+    told = {name: value for name, value in entry.items() if name != "digest"}
+    return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -1,0 +1,323 @@
+"""Releases in a gateway: start the candidate's replicas, give it its users, watch, and act. Every act is logged.
+
+starting --ready--> under way --steps--> promoted --bake--> done
+                        \\--worse--> rolled back <--worse--/
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from catena.core.config import parse
+from catena.core.errors import NotFound, UsageError
+from catena.serve.gateway.call import Call, answer_text
+from catena.serve.gateway.config import ModelConfig
+from catena.serve.gateway.pool import Pool
+from catena.serve.releases.changes import ChangeLog
+from catena.serve.releases.evidence import Cusum
+from catena.serve.releases.plan import Decision, Outcome, Release, ReleaseConfig
+from catena.serve.releases.shadow import Shadow
+
+if TYPE_CHECKING:
+    from catena.serve.gateway.app import Gateway
+
+logger = logging.getLogger(__name__)
+TICK_S = 0.25
+PATIENCE_S = 1.0
+"""So long a user waits for a replica of the candidate; then the stable model answers."""
+DEATHS = 3
+"""So many ends of a candidate's replicas and it goes back."""
+REMEMBERED = 20_000
+ITSELF = "catena"
+BAKED = ("errors", "empty", "odd", "flagged")
+Phase = Literal["starting", "under way", "baking"]
+
+
+@dataclass(eq=False)
+class Active:
+    """A release under way."""
+
+    model: str
+    candidate: str
+    spec: ModelConfig
+    release: Release
+    pool: Pool
+    phase: Phase = "starting"
+    shadow: Shadow | None = None
+    cusums: dict[str, Cusum] = field(default_factory=dict)
+    old: Pool | None = None
+    """While it bakes: the replicas before it, still warm."""
+    old_spec: ModelConfig | None = None
+    promoted: float = 0.0
+
+
+class Releases:
+    """All releases of a gateway, at most one for a model."""
+
+    def __init__(self, gateway: Gateway, folder: Path, bake_s: float) -> None:
+        self._gateway, self._file, self._bake_s = gateway, folder / "releases.json", bake_s
+        self.log = ChangeLog(folder / "changes.jsonl")
+        self.active: dict[str, Active] = {}
+        self._arms: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._kept: dict[str, Any] = {"promoted": {}, "active": {}}
+        if self._file.exists():
+            self._kept = orjson.loads(self._file.read_bytes())
+
+    # -- what was before -----------------------------------------------------------------------------------------------
+
+    def current(self, name: str, model: ModelConfig) -> ModelConfig:
+        """Return what a model is served from: what was promoted, as long as the deploy file says what it said then."""
+        kept = self._kept["promoted"].get(name)
+        if kept is None or kept["instead_of"] != model.digest():
+            return model
+        return parse(ModelConfig, kept["spec"], where=str(self._file))
+
+    def resume(self) -> None:
+        """Go on with what was under way when the gateway ended; what was seen until then is not counted."""
+        for name, kept in list(self._kept["active"].items()):
+            if name in self._gateway.pools:
+                config = parse(ReleaseConfig, kept["release"], where=str(self._file))
+                self._begin(name, kept["candidate"], kept["id"], config, kept["step"])
+                self.log.add("resume", name, ITSELF, release=kept["id"], step=kept["step"])
+
+    # -- acts ----------------------------------------------------------------------------------------------------------
+
+    def start(self, model: str, candidate: str, release: Mapping[str, Any], by: str) -> dict[str, Any]:
+        """Begin a release. Raises `NotFound`, or `UsageError` where one is under way."""
+        if model not in self._gateway.pools:
+            raise NotFound(f"there is no model {model!r}")
+        if model in self.active:
+            raise UsageError(f"a release of {model!r} is under way", hint="Promote it or roll it back first.")
+        config = parse(ReleaseConfig, release, where="release")
+        active = self._begin(model, candidate, secrets.token_hex(6), config, 0)
+        told = {"release": active.release.id, "candidate": candidate, "config": config.model_dump(mode="json")}
+        self.log.add("start", model, by, **told)
+        self._keep()
+        return self.status(model)
+
+    def promote(self, model: str, by: str, reason: str, evidence: Mapping[str, Any] | None = None) -> None:
+        """Give everybody the candidate; the old replicas stay warm for a while."""
+        active = self._one(model)
+        if active.phase != "under way" or (active.release.config.mode == "shadow" and by == ITSELF):
+            raise UsageError(f"the release of {model!r} is {active.phase}")
+        gateway = self._gateway
+        active.phase, active.promoted = "baking", time.monotonic()
+        active.old, active.old_spec = gateway.pools[model], gateway.specs[model]
+        active.cusums = {name: Cusum(active.release.evidence[name].rate("stable")) for name in BAKED}
+        gateway.pools[model], gateway.specs[model] = active.pool, active.spec
+        active.pool.name, active.pool.line.seconds = model, gateway.config.routing.queue_s
+        self._drop_shadow(active)
+        self.log.add("promote", model, by, release=active.release.id, reason=reason, evidence=evidence)
+        spec = active.spec.model_dump(mode="json")
+        instead_of = gateway.config.models[model].digest()
+        self._kept["promoted"][model] = {"instead_of": instead_of, "spec": spec, "release": active.release.id}
+        self._keep()
+
+    def rollback(self, model: str, by: str, reason: str, evidence: Mapping[str, Any] | None = None) -> None:
+        """Give nobody the candidate any more."""
+        active = self._one(model)
+        if active.phase == "baking" and active.old is not None and active.old_spec is not None:
+            self._gateway.pools[model], self._gateway.specs[model] = active.old, active.old_spec
+            self._kept["promoted"].pop(model, None)
+        del self.active[model]
+        self._drop_shadow(active)
+        self._leave(active.pool)
+        users = len(active.release.users)
+        told = {"release": active.release.id, "reason": reason, "users": users, "evidence": evidence}
+        self.log.add("rollback", model, by, **told)
+        self._keep()
+
+    def like(self, request: str, good: bool) -> None:
+        """Take what a user said of an answer. Raises `NotFound` where the request is not of a release."""
+        model, arm = self._arms.get(request, ("", ""))
+        if model not in self.active:
+            raise NotFound(f"the request {request!r} is of no release that is under way")
+        self.active[model].release.like(arm, good)
+
+    def status(self, model: str) -> dict[str, Any]:
+        """Return how a release stands."""
+        active = self._one(model)
+        release = active.release
+        return {
+            "model": model,
+            "release": release.id,
+            "candidate": active.candidate,
+            "mode": release.config.mode,
+            "phase": active.phase,
+            "percent": 100.0 if active.phase == "baking" else release.percent,
+            "step": release.step,
+            "answers": dict(release.answers),
+            "users": len(release.users),
+            "replicas": len(active.pool.ready()),
+            "signals": release.table(),
+            "shadow": active.shadow.comparison.table() if active.shadow else None,
+        }
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def route(self, call: Call) -> Pool | None:
+        """Return the candidate's replicas where a user gets the candidate."""
+        active = self.active.get(call.ask.model)
+        if active is None or active.phase == "starting":
+            return None
+        call.keep = True
+        if active.phase == "baking" or active.release.arm(_user(call)) == "stable" or not active.pool.ready():
+            return None
+        call.arm = "candidate"
+        if active.pool.broken():
+            call.fell_back = True
+            return None
+        return active.pool
+
+    def ended(self, call: Call) -> None:
+        """Watch how a request ended."""
+        active = self.active.get(call.ask.model)
+        if active is None or active.phase == "starting" or call.cached or call.left or call.status in (401, 403, 429):
+            return
+        failed = call.status >= 400 or call.cut or call.fell_back
+        text = None if failed else answer_text(bytes(call.answer), call.streamed)
+        if call.ask.route not in ("chat", "completions", "responses"):
+            text = None
+        written = call.tokens()[1]
+        pace = (time.monotonic() - call.began - call.first_s) / written if call.streamed and written > 1 else None
+        words = active.release.config.watch.words
+        flagged = call.flagged() or bool(text and any(word in text for word in words))
+        outcome = Outcome(call.arm, _user(call), failed, text, call.first_s or None, pace, flagged)
+        self._arms[call.id] = (call.ask.model, call.arm)
+        while len(self._arms) > REMEMBERED:
+            self._arms.popitem(last=False)
+        if active.phase == "baking":
+            self._bake(active, outcome)
+            return
+        self._observe(active, outcome)
+        if active.shadow is not None and text is not None:
+            active.shadow.copy(call.id, call.ask, _user(call), text)
+
+    def _observe(self, active: Active, outcome: Outcome) -> None:
+        if self.active.get(active.model) is not active or active.phase != "under way":
+            return
+        decision = active.release.observe(outcome, time.monotonic())
+        if decision is not None:
+            self._act(active, decision)
+
+    def _act(self, active: Active, decision: Decision) -> None:
+        logger.warning("release of %s: %s (%s)", active.model, decision.verdict, decision.reason)
+        if decision.verdict == "rollback":
+            self.rollback(active.model, ITSELF, decision.reason, decision.evidence)
+        elif decision.verdict == "promote":
+            self.promote(active.model, ITSELF, decision.reason, decision.evidence)
+        else:
+            active.release.advance(time.monotonic())
+            told = {"release": active.release.id, "percent": active.release.percent, "reason": decision.reason}
+            self.log.add("step", active.model, ITSELF, **told, evidence=decision.evidence)
+            self._keep()
+
+    def _bake(self, active: Active, outcome: Outcome) -> None:
+        events = active.release.events(replace(outcome, arm="candidate"))
+        for name, cusum in active.cusums.items():
+            if name in events and cusum.add(events[name]):
+                usual = f"{cusum.usual:.1%} before it was promoted"
+                self.rollback(active.model, ITSELF, f"{name}: much more than {usual}", active.release.table())
+                return
+
+    # -- beside --------------------------------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Look at candidates again and again: ready, ended too often, baked."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            for active in list(self.active.values()):
+                self._look(active)
+
+    def _look(self, active: Active) -> None:
+        if active.phase == "starting" and active.pool.ready():
+            active.phase = "under way"
+            active.release.entered = time.monotonic()
+            if active.release.config.mode == "shadow":
+                active.shadow = Shadow(active.pool, self._gateway.session, lambda one: self._observe(active, one))
+        if active.pool.deaths >= DEATHS and active.pool.config.owned:
+            problems = {slot.problem for slot in active.pool.slots.values()} - {""}
+            reason = f"its replicas ended {active.pool.deaths} times: {'; '.join(sorted(problems))}"
+            self.rollback(active.model, ITSELF, reason)
+        elif active.phase != "starting" and active.pool.broken():
+            reason = "errors: its replicas failed so often that none of them is asked"
+            self.rollback(active.model, ITSELF, reason, active.release.table())
+        elif active.phase == "baking" and time.monotonic() - active.promoted > self._bake_s:
+            del self.active[active.model]
+            if active.old is not None:
+                self._leave(active.old)
+            self.log.add("done", active.model, ITSELF, release=active.release.id)
+            self._keep()
+
+    async def close(self) -> None:
+        """Stop candidates' replicas; the release goes on with the next start."""
+        for active in self.active.values():
+            self._drop_shadow(active)
+            for pool in filter(None, (active.pool, active.old)):
+                self._leave(pool)
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+
+    def _begin(self, model: str, candidate: str, id: str, config: ReleaseConfig, step: int) -> Active:
+        gateway = self._gateway
+        stable = gateway.specs[model]
+        spec = gateway.config.candidates.get(candidate)
+        if spec is None:
+            if not stable.model:
+                hint = "Write it into `candidates` of the deploy file."
+                raise NotFound(f"there is no candidate {candidate!r}", hint=hint)
+            spec = stable.model_copy(update={"model": candidate})
+        pool = gateway.new_pool(model, spec)
+        pool.name, pool.line.seconds = f"{model}+{id}", PATIENCE_S
+        active = Active(model, candidate, spec, Release(id, config, time.monotonic(), step), pool)
+        self.active[model] = active
+        gateway.start_pool(pool, spec)
+        return active
+
+    def _drop_shadow(self, active: Active) -> None:
+        if active.shadow is not None:
+            self._later(active.shadow.close())
+            active.shadow = None
+
+    def _leave(self, pool: Pool) -> None:
+        self._later(pool.close())
+
+    def _later(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def _one(self, model: str) -> Active:
+        if model not in self.active:
+            raise NotFound(f"no release of {model!r} is under way")
+        return self.active[model]
+
+    def _keep(self) -> None:
+        """Write down what a restart needs, by one rename."""
+        self._kept["active"] = {
+            name: {
+                "id": one.release.id,
+                "candidate": one.candidate,
+                "release": one.release.config.model_dump(mode="json"),
+                "step": one.release.step,
+            }
+            for name, one in self.active.items()
+            if one.phase != "baking"
+        }
+        beside = self._file.with_suffix(".new")
+        beside.write_bytes(orjson.dumps(self._kept, option=orjson.OPT_INDENT_2))
+        beside.replace(self._file)
+
+
+def _user(call: Call) -> str:
+    return call.ask.user or call.who.subject or call.id

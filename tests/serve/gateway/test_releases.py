@@ -1,0 +1,184 @@
+"""Releases on a real gateway: a candidate with a fault goes back, a good one goes through, and users notice nothing."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from catena.core.errors import IntegrityError
+from catena.serve.releases.changes import ChangeLog
+from catena.serve.releases.shadow import similarity
+from tests.cli.conftest import Catena, catena as catena, here as here
+
+from .conftest import Running, Start, eventually, mock
+
+QUICK = {"steps": [30, 60], "requests": 40, "step_s": 0, "watch": {"era_s": 0}}
+
+
+def begun(start: Start, *fault: str, release: Any = None, candidate: Any = None, **config: Any) -> Running:
+    """A gateway with a release under way."""
+    stable = mock("--natural", "--digest", "old")
+    new = candidate or mock("--natural", "--digest", "new", "--model", "new", *fault)
+    running = start({"m": stable}, candidates={"new": new}, **config)
+    body = {"model": "m", "candidate": "new", "release": {**QUICK, **(release or {})}}
+    answer = running.client.post(f"{running.url}/admin/releases", json=body)
+    assert answer.status_code == 201, answer.text
+    eventually(lambda: status(running).get("phase") != "starting")
+    return running
+
+
+def status(running: Running) -> dict[str, Any]:
+    return dict(running.get("/admin/releases/m").json())
+
+
+def acts(running: Running) -> list[str]:
+    return [entry["act"] for entry in running.get("/admin/releases").json()["changes"]]
+
+
+def load(running: Running, count: int, prefix: str = "u") -> list[int]:
+    """Ask as many users."""
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(running.chat, f"question {at}", user=f"{prefix}{at}") for at in range(count)]
+        return [one.result().status_code for one in asked]
+
+
+@pytest.mark.parametrize(
+    ("fault", "signal"), [(["--error-rate", "0.6"], "errors"), (["--empty"], "empty"), (["--gibberish"], "odd")]
+)
+def test_a_candidate_with_a_fault_goes_back_by_itself(start: Start, fault: list[str], signal: str) -> None:
+    running = begun(start, *fault)
+    statuses = load(running, 300)
+    assert set(statuses) == {200}, "where the candidate fails, the stable model answers"
+    assert acts(running) == ["start", "rollback"]
+    change = running.get("/admin/releases").json()["changes"][-1]
+    assert change["reason"].startswith(signal)
+    assert change["by"] == "catena"
+    assert 0 < change["users"] < 150
+    assert running.get("/admin/releases/m").status_code == 404
+    eventually(lambda: load(running, 3) == [200] * 3)
+    assert running.chat("hi").json()["model"] == "mock"
+
+
+def test_a_good_candidate_goes_through_step_by_step_and_stays_after_a_restart(start: Start) -> None:
+    running = begun(start, bake_s=0.5)
+    assert set(load(running, 400)) == {200}
+    eventually(lambda: acts(running) == ["start", "step", "promote", "done"])
+    assert running.chat("hi").json()["model"] == "new"
+    # The same state folder: what was promoted is what is served.
+    again = start({"m": mock("--natural", "--digest", "old")}, candidates={"new": mock("--natural", "--model", "new")})
+    assert again.chat("hi").json()["model"] == "new"
+    other = start({"m": mock("--natural", "--model", "third")})
+    assert other.chat("hi").json()["model"] == "third", "another deploy file is another decision"
+
+
+def test_what_goes_wrong_after_it_went_through_goes_back_too(start: Start) -> None:
+    running = begun(start)
+    running.client.post(f"{running.url}/admin/releases/m", json={"act": "promote", "reason": "because"})
+    assert running.chat("hi").json()["model"] == "new"
+    pool = running.gateway.pools["m"]
+    for slot in pool.slots.values():
+        assert slot.backend is not None
+        slot.backend.url = "http://127.0.0.1:9"  # nobody is there any more
+    load(running, 30)
+    eventually(lambda: len(acts(running)) == 3)
+    assert acts(running) == ["start", "promote", "rollback"]
+    assert running.chat("hi").json()["model"] == "mock"
+
+
+def test_users_keep_their_model(start: Start) -> None:
+    running = begun(start, release={"requests": 10_000})
+    seen = [{user: running.chat("hi", user=f"u{user}").json()["model"] for user in range(30)} for _ in range(2)]
+    assert seen[0] == seen[1]
+    assert {"mock", "new"} == set(seen[0].values())
+
+
+def test_shadow_answers_nobody_and_compares(start: Start) -> None:
+    running = begun(start, "--say", "quite another answer", release={"mode": "shadow"})
+    answers = [running.chat("hi", user=f"u{at}").json()["model"] for at in range(20)]
+    assert set(answers) == {"mock"}
+    told = eventually(lambda: (now := status(running)["shadow"])["compared"] >= 10 and now)
+    assert told["equal"] == 0
+    assert told["mean_similarity"] < 0.5
+    assert running.client.post(f"{running.url}/admin/releases/m", json={"act": "rollback"}).status_code == 200
+
+
+def test_a_shadow_that_hangs_holds_up_nobody(start: Start) -> None:
+    hangs = mock("--delay", "30", prewarm=False)
+    running = begun(start, release={"mode": "shadow"}, candidate=hangs)
+    assert set(load(running, 120)) == {200}
+    assert status(running)["shadow"]["dropped"] > 0
+    running.client.post(f"{running.url}/admin/releases/m", json={"act": "rollback"})
+
+
+def test_a_candidate_that_does_not_start_goes_back(start: Start) -> None:
+    running = start({"m": mock()}, candidates={"new": mock("--dead-on-start")})
+    running.client.post(f"{running.url}/admin/releases", json={"model": "m", "candidate": "new"})
+    eventually(lambda: acts(running) == ["start", "rollback"])
+    assert "this one does not start" in running.get("/admin/releases").json()["changes"][-1]["reason"]
+
+
+def test_a_release_goes_on_after_a_restart(start: Start) -> None:
+    begun(start)
+    candidates = {"new": mock("--natural", "--digest", "new", "--model", "new")}
+    again = start({"m": mock("--natural", "--digest", "old")}, candidates=candidates)
+    assert status(again)["percent"] == 30
+    assert acts(again) == ["start", "resume"]
+
+
+def test_what_cannot_be_done_is_said(start: Start) -> None:
+    running = begun(start)
+    url = f"{running.url}/admin/releases"
+    asked: list[tuple[str, Any, int]] = [
+        (url, {"model": "m", "candidate": "new"}, 400),
+        (url, {"model": "x", "candidate": "new"}, 404),
+        (url, {"model": "m"}, 400),
+        (f"{url}/x", {"act": "promote"}, 404),
+        (f"{url}/m", {"act": "explode"}, 400),
+        (f"{url}/m", {"act": "feedback", "request": "r", "good": True}, 404),
+    ]
+    for place, body, code in asked:
+        assert running.client.post(place, json=body).status_code == code, body
+    assert running.client.post(url, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
+    liked = running.chat("hi").headers["x-request-id"]
+    assert running.client.post(f"{url}/m", json={"act": "feedback", "request": liked, "good": True}).status_code == 200
+    assert sum(status(running)["signals"]["liked"][arm]["of"] for arm in ("stable", "candidate")) == 1
+
+
+def test_the_command_line(start: Start, catena: Catena) -> None:
+    running = start({"m": mock()}, candidates={"new": mock("--model", "new")})
+    place = ("--gateway", running.url)
+    told = catena("release", "start", "m", "new", "--set", "steps=[10, 50]", *place, "--json").json
+    assert (told["mode"], told["percent"]) == ("canary", 10)
+    eventually(lambda: status(running)["phase"] == "under way")
+    assert "under way" in catena("release", "status", *place).out
+    assert catena("release", "promote", "m", "--reason", "good", *place).code == 0
+    assert catena("release", "status", "m", *place, "--json").json["phase"] == "baking"
+    assert catena("release", "rollback", "m", *place).code == 0
+    assert catena("release", "rollback", "m", *place).code == 3
+    assert catena("release", "start", "m", "nothing", *place).code == 3
+    assert catena("release", "start", "m", "new", "--mode", "canry", *place).code == 2
+    assert catena("release", "status", "--gateway", "http://127.0.0.1:9").code == 8
+
+
+def test_a_changed_change_log_shows(tmp_path: Path) -> None:
+    log = ChangeLog(tmp_path / "c.jsonl")
+    for number in range(3):
+        log.add("step", "m", "me", number=number)
+    assert [entry["number"] for entry in ChangeLog(tmp_path / "c.jsonl").entries()] == [0, 1, 2]
+    lines = (tmp_path / "c.jsonl").read_bytes().splitlines(keepends=True)
+    changed = orjson.loads(lines[1]) | {"number": 7}
+    for bad in ([lines[0], lines[2]], [lines[1], lines[0], lines[2]], [lines[0], orjson.dumps(changed) + b"\n"]):
+        (tmp_path / "c.jsonl").write_bytes(b"".join(bad))
+        with pytest.raises(IntegrityError):
+            log.entries()
+
+
+def test_similarity() -> None:
+    assert similarity("a b c", "a b c") == 1.0
+    assert 0 < similarity("a b c d", "a b x d") < 1
+    assert similarity("", "something") < 0.1
+    assert 0.5 < similarity("你好世界吗", "你好世界") < 1
