@@ -175,7 +175,7 @@ def program_of(name: str, wanted: str) -> Path:
     launcher = LAUNCHERS[name]
     said = wanted or os.environ.get(variable(name), "")
     if not said:
-        found = shutil.which(launcher.program) if launcher.program else None
+        found = shutil.which(launcher.program, path=_search_path(name)) if launcher.program else None
         if found is None:
             raise EnvironmentProblem(
                 f"{launcher.name} is not here",
@@ -192,6 +192,13 @@ def program_of(name: str, wanted: str) -> Path:
             f"{launcher.name} is to be started with {path}, which is no program", hint=f"See {variable(name)}."
         )
     return path
+
+
+def _search_path(name: str) -> str:
+    """Return where programs are looked for: on the path, then where the script of the sources builds llama.cpp."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    own = [str(cache / "catena" / "llama.cpp" / "bin")] if name == "llama.cpp" else []
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *own])
 
 
 def open_url(folder: Path | str, **options: Any) -> RemoteGenerator:

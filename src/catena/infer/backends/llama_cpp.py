@@ -1,7 +1,8 @@
 """The dialect of llama.cpp's server: its own `/completion`, which takes and tells token ids.
 
-Two things it does not tell: log-probabilities of a prompt; and, while it streams, tokens that are a part of a character
-(its text is whole). Where the whole answer is wanted at once, all ids are there.
+It tells no log-probabilities of a prompt; and of tokens that are a part of a character it tells no log-probability, and
+while it streams no id (its text is whole). Where the whole answer is wanted at once, all ids are there. `ignore_end` is
+another thing to it: the end token is never chosen, where the native engine chooses it and goes on.
 """
 
 from __future__ import annotations
