@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from catena.compress.blocks import Block, Measured
-from catena.compress.folds import find
+from catena.compress.folds import Fold
 from catena.models.quant_int import group_scale, round_int4
 
 STEPS = 20
@@ -22,9 +22,11 @@ CUTS = tuple(1 - step / 20 for step in range(11))
 """Shares of a group's largest number that its scale is made for: 1 down to 0.5."""
 
 
-def scale_block_(block: Block, measured: dict[str, Measured], chosen: set[str], group_size: int) -> None:
+def scale_block_(
+    block: Block, folds: Sequence[Fold], measured: dict[str, Measured], chosen: set[str], group_size: int
+) -> None:
     """Scale a block's channels in place where a fold lets them be; `chosen` layers are to be rounded."""
-    for fold in find(block):
+    for fold in folds:
         layers = [name for name in fold.layers if name in chosen]
         if not layers or len(layers) < len(fold.layers):
             continue

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from catena.compress import awq, smooth, solver
-from catena.compress.blocks import Block, Measured, walk
+from catena.compress.blocks import Block, Measured, walk_with_probe
+from catena.compress.folds import find
 from catena.core.stage import Context
 from catena.models import quant
 from catena.models.packed import PackedLinear, finite
@@ -24,21 +25,22 @@ def apply(ctx: Context, cfg: QuantizeConfig, model: Any, text: Tensor | None) ->
         finite(layer.weight)
     if text is not None:
         progress = ctx.progress("quantize", model.config.get_text_config().num_hidden_layers, "blocks")
-        for block in walk(model, text):
-            _block(block, cfg, set(chosen))
+        for block, probe in walk_with_probe(model, text):
+            _block(block, probe, cfg, set(chosen))
             progress.advance()
         progress.finish()
     # What stands outside of the blocks, and everything where nothing is measured.
     quant.quantize_(model, cfg.ignore, cfg.scheme, cfg.group_size)
 
 
-def _block(block: Block, cfg: QuantizeConfig, chosen: set[str]) -> None:
+def _block(block: Block, probe: Block, cfg: QuantizeConfig, chosen: set[str]) -> None:
     measured = block.measure()
     names = {name for name in block.linears() if f"{block.name}.{name}" in chosen and name in measured}
+    folds = find(probe) if cfg.method in ("smoothquant", "awq") else []
     if cfg.method == "smoothquant":
-        smooth.smooth_block_(block, measured, cfg.alpha)
+        smooth.smooth_block_(block, folds, measured, cfg.alpha)
     elif cfg.method == "awq":
-        awq.scale_block_(block, measured, names, cfg.group_size)
+        awq.scale_block_(block, folds, measured, names, cfg.group_size)
     for name in sorted(names):
         layer = block.linears()[name]
         block.module.set_submodule(name, _rounded(layer, measured[name], cfg))

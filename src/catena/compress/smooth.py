@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from catena.compress.blocks import Block, Measured
-from catena.compress.folds import find
+from catena.compress.folds import Fold
 
 
-def smooth_block_(block: Block, measured: dict[str, Measured], alpha: float) -> int:
+def smooth_block_(block: Block, found: Sequence[Fold], measured: dict[str, Measured], alpha: float) -> int:
     """Even the inputs of a block's linear layers out in place, where a norm stands before them; returns how many."""
-    folds = [fold for fold in find(block) if fold.norm]
+    folds = [fold for fold in found if fold.norm]
     for fold in folds:
         weights = [block.linears()[name].weight.detach() for name in fold.layers]
         scale = smooth_scale(weights, measured[fold.layers[0]].largest, alpha)

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from catena.compress.blocks import Block, Measured, blocks_of, walk
+from catena.compress.blocks import Block, Measured, blocks_of, walk, walk_with_probe
 from catena.compress.folds import find
 from catena.core.errors import UsageError
 from catena.core.stage import Context
@@ -64,8 +64,8 @@ def remove_width(ctx: Context, model: Any, text: Tensor, share: float) -> Any:
     width = getattr(config, key)
     left = _rest(width, share, 8 if width >= 64 else 1, "channels")
     progress = ctx.progress("prune", config.num_hidden_layers, "blocks")
-    for block in walk(model, text):
-        pairs = [fold for fold in find(block) if not fold.norm and block.linears()[fold.source].out_features == width]
+    for block, probe in walk_with_probe(model, text):
+        pairs = [fold for fold in find(probe) if not fold.norm and block.linears()[fold.source].out_features == width]
         if len(pairs) != 1:
             raise UsageError(f"{block.name} has no feed-forward whose channels can be told", hint="Prune layers.")
         reader = block.linears()[pairs[0].layers[0]]
