@@ -67,7 +67,7 @@ app.add_typer(bench.app)
 for noun, help_, group in (
     ("keys", "Who may use a server that runs with --auth.", keys.COMMANDS),
     ("audit", "What was asked, answered, decided and administered.", audit.COMMANDS),
-    ("release", "A new model for few users first, that goes back by itself if anything is worse.", release.COMMANDS),
+    ("release", "A new model for few users first, and back if it is worse.", release.COMMANDS),
 ):
     noun_app = typer.Typer(
         name=noun,
