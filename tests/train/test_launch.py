@@ -89,6 +89,8 @@ def test_reason_that_was_there_first_is_raised_and_not_what_it_did_to_the_others
     left(tmp_path, 1, "", 2.0)
     left(tmp_path, 2, "DataError", 3.0)
     assert isinstance(launch._first_problem(tmp_path, [5, 1, 4]), DataError)
+    left(tmp_path, 2, "ErrorOfAPlugin", 3.0)
+    assert str(launch._first_problem(tmp_path, [5, 1, 1])) == "2 failed"
     (tmp_path / "error-2.json").unlink()
     assert "process 1 of the training met something unexpected: 1 failed" in str(
         launch._first_problem(tmp_path, [5, 1, None])

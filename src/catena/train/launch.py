@@ -319,7 +319,7 @@ def _first_problem(folder: Path, codes: Sequence[int | None]) -> BaseException:
             f"processes of the training ended with the statuses {list(codes)}", hint=_last_words(folder, rank)
         )
     rank, first = min(told, key=lambda item: (item[1]["follows"], item[1]["class"] == "", item[1]["at"]))
-    kind = ProcessLost if first["follows"] else getattr(errors, first["class"] or "CatenaError")
+    kind = ProcessLost if first["follows"] else getattr(errors, first["class"], CatenaError)
     raised: CatenaError = kind(first["message"], hint=first["hint"])
     if not first["class"]:
         raised = CatenaError(
