@@ -147,6 +147,20 @@ def claims(result: dict[str, Any]) -> dict[str, bool]:
     }
 
 
+def of_answers(result: dict[str, Any]) -> dict[str, bool]:
+    """Return what is promised of the accuracy of a model's answers, and whether it is kept."""
+    whole, made = result["before"], result["versions"]
+    held = {}
+    for name in (name for name in whole if name.startswith("accuracy/")):
+        held[f"INT8 keeps 99 % of {name}"] = made["int8"][name] >= 0.99 * whole[name]
+        for amount in ("0.5", "2-4"):
+            better = made[f"wanda-{amount}"][name] > made[f"magnitude-{amount}"][name]
+            held[f"Wanda loses less than magnitude at {amount} of {name}"] = better
+        better = made["sparsegpt-2-4"][name] >= made["wanda-2-4"][name]
+        held[f"SparseGPT loses at most what Wanda does at 2-4 of {name}"] = better
+    return held
+
+
 def main() -> int:
     """Train what is missing, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -164,7 +178,7 @@ def main() -> int:
             ws.run(RECIPE, until="tuned")
         result["demo"] = measure(ws, "python-helper/base", "python-helper/corpus")
         data = {"data": "python-helper/conversations", "task": "python-helper/conversations"}
-        names = ["int8", "rtn:4", "awq:4", "gptq:4", "w8a8", "fp8", "nvfp4"]
+        names = ["int8", "w8a8", "rtn:4", "awq:4", "gptq:4", *ZEROS]
         result["answers"] = versions(ws, "python-helper/tuned", names, overrides=["group_size=64"], **data)
         if given.text and not stored(ws, "wiki/model"):
             recipe = workspace / "wiki.yaml"
@@ -173,9 +187,7 @@ def main() -> int:
             ws.run(recipe, overrides=[f"text.paths=[{paths}]", f"model.tokens={given.tokens}"])
         if stored(ws, "wiki/model"):
             result["larger"] = {"tokens": given.tokens, **measure(ws, "wiki/model", "wiki/corpus")}
-    whole, small = result["answers"]["before"], result["answers"]["versions"]["int8"]
-    kept = {name: small[name] / whole[name] for name in whole if name.startswith("accuracy/")}
-    result["claims"] = {f"INT8 keeps 99 % of {name}": share >= 0.99 for name, share in kept.items()}
+    result["claims"] = of_answers(result["answers"])
     for model in ("demo", "larger"):
         if model in result:
             result["claims"] |= {f"{name} ({model})": held for name, held in claims(result[model]).items()}

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from catena.core.errors import DataError, UsageError
 from catena.models import checkpoint, quant
-from catena.models.quant_float import pack_fp4, unpack_fp4
+from catena.models.quant_float import fp8_values, pack_fp4, unpack_fp4
 from catena.models.quant_int import DynamicInt8Linear, Int4Linear, pack_int4, unpack_int4
 
 IDS = torch.arange(60).reshape(2, 30)
@@ -84,7 +84,24 @@ def test_packing_is_that_of_compressed_tensors() -> None:
 def test_fp4_rounds_to_nearest_and_ties_to_even() -> None:
     values = torch.tensor([[0.0, 0.24, 0.25, 0.26, 0.75, -0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -5.1, 7.0, -0.1, 1.5, 6.0]])
     expected = [0.0, 0.0, 0.0, 0.5, 1.0, -1.0, 1.0, 2.0, 2.0, 4.0, 4.0, -6.0, 6.0, -0.0, 1.5, 6.0]
-    assert unpack_fp4(pack_fp4(values)).tolist() == [expected]
+    assert unpack_fp4(pack_fp4(values)).div(2).tolist() == [expected]
+
+
+def test_every_fp8_number_is_read_as_it_is() -> None:
+    numbers = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn)
+    numbers = numbers[numbers.float().isfinite()]
+    assert torch.equal(fp8_values(numbers), numbers.float())
+
+
+@pytest.mark.parametrize("scheme", list(quant.SCHEMES))
+def test_a_layer_laid_out_for_float32_gives_the_same_bits(scheme: str) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(256, 64))
+    quant.quantize_(model, scheme=scheme, group_size=GROUP)
+    inputs = torch.randn(3, 256)
+    before = model(inputs)
+    quant.prepack_(model, torch.float32)
+    assert torch.equal(model(inputs), before)
 
 
 @pytest.mark.parametrize("scheme", list(quant.SCHEMES))
