@@ -6,25 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from _pytest.nodeid import NodeId
 
 from catena.core.events import Events
 from catena.core.stage import Context
 from catena.hub.store import Store, init_store
 from tests.chain import Chain, start
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let `--dist loadgroup` keep tests of one `xdist_group` on one worker.
-
-    It goes by an "@group" at the end of a test's id, which pytest-xdist 3.8 writes where pytest 9.2 does not read it.
-    """
-    if getattr(config.option, "loadgroup", False):
-        for item in items:
-            group = item.get_closest_marker("xdist_group")
-            if group is not None and "@" not in item.nodeid.rpartition("]")[2]:
-                item._id = NodeId.parse(f"{item.nodeid}@{group.args[0]}")
 
 
 @pytest.fixture

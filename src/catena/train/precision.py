@@ -55,7 +55,9 @@ def settle_precision(ctx: Context, config: TrainConfig, device: torch.device) ->
         return config.precision
     kept = ctx.workdir / "precision"
     if not kept.exists() and os.environ.get("RANK", "0") == "0":
-        write_atomically(kept, str(fastest(device.type)[0]).removeprefix("torch.").encode())
+        found = str(fastest(device.type)[0]).removeprefix("torch.")
+        ctx.events.log(f"number format: {found}, the fastest that this machine is right in")
+        write_atomically(kept, found.encode())
     deadline = time.monotonic() + SETTLED_WITHIN_S
     while not kept.exists():
         if time.monotonic() > deadline:
