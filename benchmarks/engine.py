@@ -1,6 +1,6 @@
 """The engine beside `generate`, padded `generate`, transformers' continuous batching and llama.cpp, on one processor.
 
-    python benchmarks/engine.py [--rounds 2] [--cases catena-bf16,llama-bf16,...] [--llama FOLDER]
+    python benchmarks/engine.py [--rounds 3] [--cases catena-bf16,llama-bf16,...] [--llama FOLDER]
 
 A random Qwen3 of half a billion weights (28 layers of 1024, ff 3072, 16/8 heads of 128, vocabulary 32,000). Measured:
 
@@ -10,8 +10,11 @@ A random Qwen3 of half a billion weights (28 layers of 1024, ff 3072, 16/8 heads
 
 Every case is a child process of its own; the rounds go through all cases in turn, and the best of all tries counts:
 others on the machine only make a try slower. Read bandwidth is measured in the same process as the engine's decoding.
-llama.cpp is measured by its own `llama-bench` and `llama-batched-bench` in FOLDER (or LLAMA_CPP), built for this
-machine; without them its cases are left out.
+`--clock cpu` (the default) divides by seconds of the processor per thread, which others change little where `--threads`
+is 1; `--clock wall` by seconds.
+llama.cpp is measured through its library, by llama_speed.cpp, on the same prompts. FOLDER (or LLAMA_CPP) is a build
+of it for this machine with static libraries (`-DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF --target llama`); without it
+its cases are left out.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "engine.json"
 SHAPE = {"vocab_size": 32_000, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
 HEADS = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
-THREADS, SHORT, LONG, STREAMS, ANSWER, TRIES = 2, 32, 512, 16, 17, 3
+THREADS = int(os.environ.get("BENCH_THREADS", "1"))
+CLOCK = os.environ.get("BENCH_CLOCK", "cpu")
+SHORT, LONG, STREAMS, ANSWER, TRIES = 32, 512, 16, 17, 1
 OURS = ("catena-bf16", "catena-int8", "catena-w8a8", "catena-int4")
 THEIRS = ("generate", "padded", "continuous")
 LLAMA = {"llama-bf16": "BF16", "llama-q8_0": "Q8_0", "llama-q4_0": "Q4_0"}
@@ -49,16 +54,23 @@ GOALS = {"decode-1": 1.3, "decode-16": 2.0, "prefill": 4.0}
 def main() -> None:
     """Run, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", default=",".join((*OURS, *THEIRS, *LLAMA)))
     parser.add_argument("--llama", type=Path, default=Path(os.environ.get("LLAMA_CPP", "/nowhere")))
+    parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--clock", choices=["cpu", "wall"], default=CLOCK)
     parser.add_argument("--child", default="")
     arguments = parser.parse_args()
+    os.environ |= {"BENCH_THREADS": str(arguments.threads), "BENCH_CLOCK": arguments.clock}
+    os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    globals().update(THREADS=arguments.threads, CLOCK=arguments.clock)
     if arguments.child:
         print(json.dumps(child(arguments.child)))
         return
     cases = [
-        case for case in arguments.cases.split(",") if case not in LLAMA or (arguments.llama / "llama-bench").exists()
+        case
+        for case in arguments.cases.split(",")
+        if case not in LLAMA or (arguments.llama / "src/libllama.a").exists()
     ]
     best: dict[str, dict[str, float]] = {case: {} for case in cases}
     loads = []
@@ -73,10 +85,26 @@ def main() -> None:
     write(best, loads, arguments.rounds)
 
 
+def now() -> float:
+    """Return the time that counts, in seconds."""
+    return time.perf_counter() if CLOCK == "wall" else time.process_time() / THREADS
+
+
+def read_bandwidth() -> float:
+    """Return GB/s of reading memory, by the same clock; the best of a few."""
+    import torch
+
+    block, best = torch.ones(64 << 20), 0.0
+    for _ in range(5):
+        began = now()
+        block.sum()
+        best = max(best, block.nbytes / 1e9 / max(1e-9, now() - began))
+    return best
+
+
 def _in_child(case: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--child", case]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{case}: {done.stderr[-2000:]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -86,8 +114,6 @@ def _in_child(case: str) -> dict[str, float]:
 def child(case: str) -> dict[str, float]:
     """Measure one case in this process."""
     import torch
-
-    from catena.models.measure import read_bandwidth
 
     torch.set_num_threads(THREADS)
     model = build()
@@ -162,9 +188,9 @@ def _catena(model: Any, bits: str) -> tuple[Run, int, int]:
     def run(count: int, length: int, new: int) -> float:
         params = SamplingParams(max_tokens=new, ignore_end=True)
         requests = [Request(str(at), prompt, params) for at, prompt in enumerate(_prompts(count, length))]
-        began = time.perf_counter()
+        began = now()
         assert sum(len(done.token_ids) for done in engine.generate(requests)) == count * new
-        return time.perf_counter() - began
+        return now() - began
 
     run(1, 8, 2)
     return run, weights, engine.runner.layout.bytes_per_token
@@ -175,11 +201,11 @@ def _generate(model: Any, *, together: bool) -> Run:
 
     def run(count: int, length: int, new: int) -> float:
         rows = torch.tensor(_prompts(count, length))
-        began = time.perf_counter()
+        began = now()
         for batch in [rows] if together else rows.split(1):
             options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
             model.generate(batch, attention_mask=torch.ones_like(batch), **options)
-        return time.perf_counter() - began
+        return now() - began
 
     run(1, 8, 2)
     return run
@@ -192,30 +218,37 @@ def _continuous(model: Any) -> Run:
         config = GenerationConfig(
             max_new_tokens=new, min_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
-        began = time.perf_counter()
+        began = now()
         model.generate_batch(inputs=_prompts(count, length), generation_config=config, progress_bar=False)
-        return time.perf_counter() - began
+        return now() - began
 
     run(1, 8, 2)
     return run
 
 
-def llama(case: str, tools: Path, folder: Path) -> dict[str, float]:
-    """Measure llama.cpp with its own programs; the file is written once."""
+def llama(case: str, build_folder: Path, folder: Path) -> dict[str, float]:
+    """Measure llama.cpp through its library; the file is written once."""
     path = folder / f"{LLAMA[case]}.gguf"
     if not path.exists():
         write_gguf(path, LLAMA[case])
-    threads = ["-t", str(THREADS)]
-    shape = ["-p", str(LONG), "-n", str(ANSWER - 1), "-d", "0", "-r", str(TRIES), "-o", "json"]
-    told = json.loads(_output([str(tools / "llama-bench"), "-m", str(path), *threads, *shape]))
-    found = {("prefill" if row["n_prompt"] else "decode-1"): max(row["samples_ts"]) for row in told}
-    sizes = ["-npp", str(SHORT), "-ntg", str(ANSWER - 1), "-npl", str(STREAMS), "-c", "4096"]
-    for _ in range(TRIES):
-        table = _output([str(tools / "llama-batched-bench"), "-m", str(path), *threads, "-tb", str(THREADS), *sizes])
-        # | PP | TG | B | N_KV | T_PP s | S_PP t/s | T_TG s | S_TG t/s | T s | S t/s |
-        row = next(line for line in table.splitlines() if re.match(rf"\|\s*{SHORT}\s*\|", line))
-        found["decode-16"] = max(float(row.split("|")[8]), found.get("decode-16", 0.0))
+    sizes = [THREADS, SHORT, LONG, STREAMS, ANSWER, TRIES]
+    found: dict[str, float] = json.loads(_output([str(_tool(build_folder, folder)), str(path), *map(str, sizes)]))
     return found
+
+
+def _tool(build_folder: Path, folder: Path) -> Path:
+    """Return the program that measures, compiled against the static libraries of a build of llama.cpp."""
+    program = folder / "llama_speed"
+    if not program.exists():
+        cache = (build_folder / "CMakeCache.txt").read_text()
+        found = re.search(r"^CMAKE_HOME_DIRECTORY:INTERNAL=(.*)$", cache, re.MULTILINE)
+        assert found is not None
+        include = [f"-I{found[1]}/include", f"-I{found[1]}/ggml/include"]
+        names = ("src/libllama.a", "ggml/src/libggml.a", "ggml/src/libggml-cpu.a", "ggml/src/libggml-base.a")
+        libraries = [str(build_folder / name) for name in names]
+        source = str(Path(__file__).with_name("llama_speed.cpp"))
+        _output(["g++", "-O2", "-std=c++17", *include, source, "-o", str(program), *libraries, "-fopenmp", "-ldl"])
+    return program
 
 
 def _output(command: list[str]) -> str:
@@ -294,7 +327,7 @@ def write(best: dict[str, dict[str, float]], loads: list[float], rounds: int) ->
             ratios[ours] = {name: round(best[ours][name] / best[theirs][name], 2) for name in GOALS}
             print(f"{ours} / {theirs}: {ratios[ours]}   wanted {GOALS}")
     result = {
-        "machine": {"processor": _processor(), "system": platform.platform(), "threads": THREADS},
+        "machine": {"processor": _processor(), "system": platform.platform(), "threads": THREADS, "clock": CLOCK},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "model": {**SHAPE, **HEADS},
         "rounds": rounds,

@@ -40,6 +40,7 @@ def main() -> None:
         "requests_left": tally.stats["running"] + tally.stats["waiting"],
         "preemptions": tally.stats["preemptions_total"],
         "tokens_from_prefix_cache": tally.stats["cached_tokens_total"],
+        "guesses": tally.stats["guessed_total"],
         "guesses_right": tally.stats["guessed_right_total"],
         # The first quarter warms up allocators; from then on it must be flat.
         "mib_after_a_quarter": round(max(tally.memory[:quarter]) / 2**20, 1),

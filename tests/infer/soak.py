@@ -44,7 +44,7 @@ def soak(requests: int, seed: int = 0) -> Tally:
     prompts = [[chance.randrange(2, VOCABULARY) for _ in range(chance.randint(1, 60))] for _ in range(PROMPTS)]
     expected = [_by_generate(prompt) for prompt in prompts]
     options = EngineConfig(
-        block_size=4, token_budget=40, max_running=6, max_waiting=8, speculation="ngram", cache_bytes=1 << 17
+        block_size=4, token_budget=40, max_running=6, max_waiting=8, speculation="ngram", cache_bytes=1 << 16
     )
     engine = Engine(build("llama"), Numbers(), options)
     tally = Tally()
@@ -99,6 +99,7 @@ def _one(engine: Engine, name: str, prompt: list[int], draws: random.Random, tal
     except UsageError:
         return "refused: too long"
     except EnvironmentProblem:
+        time.sleep(draws.uniform(0, 0.04))  # as one does who is told to come back
         return "refused: full"
     if kind == "burst":  # more than the queue takes
         with suppress(EnvironmentProblem):

@@ -9,7 +9,7 @@ from tests.infer.soak import soak
 
 def test_random_traffic_leaks_nothing_and_every_answer_is_right(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "catena.infer.engine")
-    tally = soak(600)
+    tally = soak(300)
     assert tally.wrong == []
     assert tally.stats["cache_blocks_used"] == tally.stats["running"] == tally.stats["waiting"] == 0
     assert tally.stats["alive"] == 1

@@ -48,7 +48,7 @@ def test_nothing_that_can_be_asked_breaks_the_server(fuzzed: str, api: Any, path
     wrong = operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
     strategy = operation.as_strategy() | wrong
 
-    @settings(max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(case=strategy)
     def ask(case: Any) -> None:
         response = case.call(base_url=fuzzed, timeout=30)
