@@ -108,6 +108,7 @@ def serve(
     ] = None,
     auth: Annotated[bool, typer.Option("--auth", help="Ask for an API key: catena keys create.")] = False,
     audit: Annotated[bool, typer.Option("--audit", help="Write down what is asked and answered.")] = False,
+    moderation: Annotated[bool, typer.Option("--moderation", help="Look through what is asked and answered.")] = False,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting: serve.port=9000.")
     ] = None,
@@ -120,10 +121,9 @@ def serve(
     from catena.serve.server import listen, serve as serve_app
 
     session = session_of(context)
-    settings, rules = _settings(session, assignments or (), {"auth": auth, "audit": audit})
-    name = called or model.partition("@")[0]
-    settings = settings.model_copy(update={"hosts": (*settings.hosts, *(hosts or ()))})
-    place = (host or settings.host, settings.port if port is None else port)
+    switches = {"auth": auth, "audit": audit, "moderation": moderation}
+    settings, rules = _settings(session, assignments or (), hosts or (), switches)
+    name, place = called or model.partition("@")[0], (host or settings.host, settings.port if port is None else port)
     if replicas is not None:
         _refuse_backend(backend)
         one = {"model": model, "adapters": dict(_pairs(adapters or ())), "engine": override({}, options or ())}
@@ -146,12 +146,12 @@ def serve(
 
 
 def _settings(
-    session: Session, assignments: Iterable[str], switches: Mapping[str, bool]
+    session: Session, assignments: Iterable[str], hosts: Iterable[str], switches: Mapping[str, bool]
 ) -> tuple[ServeSettings, GovernConfig]:
-    """Return what holds for a server; a switch that is on wins over the settings."""
+    """Return what holds for a server; a switch that is on wins over the settings, and hosts come to theirs."""
     on = [f"govern.{name}.on=true" for name, wanted in switches.items() if wanted]
     found = session.settings((*assignments, *on))
-    return found.serve, found.govern
+    return found.serve.model_copy(update={"hosts": (*found.serve.hosts, *hosts)}), found.govern
 
 
 def _refuse_backend(backend: str) -> None:
@@ -203,7 +203,7 @@ def _ready(session: Session, name: str, digest: str, url: str) -> None:
 SERVE_EXAMPLES = """\
   catena serve python-helper@production
   catena serve python-helper --host 0.0.0.0 --port 9000 --auth
-  catena serve python-helper --replicas 2
+  catena serve python-helper --replicas 2 --auth --audit --moderation
   catena serve base --adapter french=french-lora --engine cache_format=int8
   catena serve base --backend llama.cpp --engine gguf_type=q8_0
   catena serve python-helper --allow-host models.example --set serve.max_connections=4000"""

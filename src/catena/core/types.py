@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from catena.core.digest import digest_of
 
 Shape = Literal["document", "conversation", "example", "media"]
-ModelForm = Literal["full", "adapter", "quantized", "gguf", "onnx", "tokenizer"]
+ModelForm = Literal["full", "adapter", "quantized", "gguf", "onnx", "tokenizer", "filter"]
 RunStatus = Literal["running", "done", "cached", "failed", "cancelled", "interrupted"]
 ENDED: frozenset[str] = frozenset({"done", "cached", "failed", "cancelled", "interrupted"})
 
@@ -121,7 +121,7 @@ class DatasetVersion(ArtifactBase):
 
 
 class ModelVersion(ArtifactBase):
-    """An immutable checkpoint folder that plain `transformers` loads (or a tokenizer, an adapter, GGUF, ONNX)."""
+    """An immutable checkpoint folder that plain `transformers` loads (or a tokenizer, adapter, GGUF, ONNX, filter)."""
 
     kind: Literal["model"] = "model"
     form: ModelForm

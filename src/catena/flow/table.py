@@ -60,5 +60,7 @@ STAGES = Registry(
         "evaluate.classification": "catena.evaluate.classification:classification",
         "govern.gate": "catena.govern.gate:gate",
         "govern.promote": "catena.govern.gate:promote",
+        "govern.train_filter": "catena.govern.moderation.train:train_filter",
+        "govern.measure_filter": "catena.govern.moderation.train:measure_filter",
     },
 )

@@ -13,17 +13,21 @@ from socket import socket
 from starlette.middleware import Middleware
 
 from catena.core.errors import UsageError
+from catena.core.types import ModelVersion
 from catena.govern.access import Access
 from catena.govern.audit.log import Log
 from catena.govern.config import GovernConfig
 from catena.govern.crypto import open_signer
 from catena.govern.keys import Keys
+from catena.govern.moderation.classifier import Filter, load_filter
+from catena.govern.moderation.moderator import Moderator
 from catena.govern.tokens import Tokens
 from catena.hub.store import Store
 from catena.serve.config import ServeConfig
 from catena.serve.hosts import is_loopback
 from catena.serve.middleware.audit import Audit
 from catena.serve.middleware.auth import Auth
+from catena.serve.middleware.moderation import Moderation
 
 
 @contextmanager
@@ -41,7 +45,17 @@ def governed(store: Store, config: GovernConfig, serve: ServeConfig) -> Iterator
             access = Access(Keys(store.index).all, store.root, open_signer(store.root), config.auth, tokens).open()
             stack.callback(access.close)
             made.append(Middleware(Auth, access=access, config=serve))
+        if config.moderation.on:
+            moderator = stack.enter_context(Moderator(config.moderation, _filter(store, config)))
+            made.append(Middleware(Moderation, moderator=moderator, config=serve))
         yield made
+
+
+def _filter(store: Store, config: GovernConfig) -> Filter | None:
+    ref = config.moderation.classifier
+    if not ref:
+        return None
+    return load_filter(store.checkout(store.resolve(ref, ModelVersion)), config.moderation.threshold)
 
 
 def require_auth_beyond(listener: socket, config: GovernConfig) -> None:
