@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--child", default="")
     arguments = parser.parse_args()
     os.environ |= {"BENCH_THREADS": str(arguments.threads), "BENCH_CLOCK": arguments.clock}
-    os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
     globals().update(THREADS=arguments.threads, CLOCK=arguments.clock)
     if arguments.child:
         print(json.dumps(child(arguments.child)))

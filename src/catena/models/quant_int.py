@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from catena.models import few_rows
 from catena.models.packed import FEW_ROWS, PackedLinear, finite, has_vector_kernels
 
 LEVELS = 127
@@ -37,6 +38,8 @@ class Int8Linear(PackedLinear):
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(out_features, 1))
         self._kernel = False
+        self._exact_scale: Tensor | None = None
+        """Set where our own kernel is used."""
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Int8Linear:
@@ -49,10 +52,14 @@ class Int8Linear(PackedLinear):
     def prepack_(self, dtype: torch.dtype) -> bool:
         """Use torch's kernel for a few rows, where it is fast."""
         self._kernel = has_vector_kernels(self.weight, dtype)
-        return self._kernel
+        if dtype == torch.bfloat16 and few_rows.takes(self.weight, self.in_features):
+            self._exact_scale = self.weight_scale.float().contiguous()
+        return self._kernel or self._exact_scale is not None
 
     def product(self, inputs: Tensor) -> Tensor:
         """Multiply; the scale is applied to the outputs: there are fewer of them than weights."""
+        if self._exact_scale is not None and few_rows.few(inputs, self.in_features):
+            return few_rows.int8(inputs, self.weight, self._exact_scale)
         scale = self.weight_scale.to(inputs.dtype)[:, 0]
         if self._kernel and inputs.dtype == torch.bfloat16 and inputs.numel() < FEW_ROWS * self.in_features:
             rows = inputs.reshape(-1, self.in_features).contiguous()
