@@ -70,7 +70,7 @@ def main() -> None:
     cases = [
         case
         for case in arguments.cases.split(",")
-        if case not in LLAMA or (arguments.llama / "src/libllama.a").exists()
+        if case not in LLAMA or any((arguments.llama / name).exists() for name in ("src/libllama.a", "llama_speed"))
     ]
     best: dict[str, dict[str, float]] = {case: {} for case in cases}
     loads = []
@@ -238,6 +238,8 @@ def llama(case: str, build_folder: Path, folder: Path) -> dict[str, float]:
 
 def _tool(build_folder: Path, folder: Path) -> Path:
     """Return the program that measures, compiled against the static libraries of a build of llama.cpp."""
+    if (build_folder / "llama_speed").exists():
+        return build_folder / "llama_speed"
     program = folder / "llama_speed"
     if not program.exists():
         cache = (build_folder / "CMakeCache.txt").read_text()
