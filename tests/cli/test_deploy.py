@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,24 +16,52 @@ from catena.hub.store import Store
 from tests.cli.conftest import Catena
 from tests.cli.test_model import QUESTION, folder as folder, workspace as workspace
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
-def test_two_replicas_of_a_stored_model_answer_as_one(workspace: Store, catena: Catena) -> None:
-    command = [sys.executable, "-m", "catena", "serve", "tiny@production", "--replicas", "2", "--port", "0", "--json"]
+
+def worked_example(page: str) -> str:
+    """The deploy file in a page of the documentation."""
+    return re.findall(r"```yaml\n(# deploy.yaml\n.*?)```", (DOCS / page).read_text(), re.DOTALL)[0]
+
+
+def test_the_pages_show_one_deploy_file() -> None:
+    assert worked_example("gateway.md") == worked_example("gateway.zh.md")
+
+
+def test_the_deploy_file_of_the_documentation_runs(workspace: Store, catena: Catena, tmp_path: Path) -> None:
+    workspace.index.add_name("python-helper", workspace.resolve("tiny").digest)
+    workspace.tag("python-helper", "production")
+    file = tmp_path / "deploy.yaml"
+    file.write_text(worked_example("gateway.md"))
+    command = [sys.executable, "-m", "catena", "up", str(file), "--set", "port=0", "--json"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as child:
         try:
             assert child.stdout is not None
             told = json.loads("".join(iter(child.stdout.readline, "}\n")) + "}")
             url = told["url"]
-            assert told["models"] == ["tiny"]
-            body = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 4, "seed": 1}
-            answers = [
-                httpx.post(f"{url}/chat/completions", json=body, timeout=60, trust_env=False).json() for _ in range(4)
-            ]
-            assert {answer["model"] for answer in answers} == {"tiny"}
-            assert len({answer["choices"][0]["message"]["content"] for answer in answers}) == 1
+            assert told["models"] == ["helper"]
+            body = {"model": "helper", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 4, "seed": 1}
+            answers = [httpx.post(f"{url}/chat/completions", json=body, timeout=60, trust_env=False) for _ in range(3)]
+            assert {answer.json()["model"] for answer in answers} == {"helper"}
+            assert len({answer.json()["choices"][0]["message"]["content"] for answer in answers}) == 1
             asked = catena("chat", "tiny", QUESTION, "--url", url, "--max-tokens", "4", "--json")
-            assert asked.json[0]["answer"]
+            assert asked.code == 2, "it is called helper here"
+        finally:
+            child.terminate()
+            child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert (workspace.root / "gateway" / "answers.sqlite").exists()
+
+
+def test_serve_takes_a_number_of_replicas(workspace: Store) -> None:
+    command = [sys.executable, "-m", "catena", "serve", "tiny@production", "--replicas", "1", "--port", "0", "--json"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as child:
+        try:
+            assert child.stdout is not None
+            told = json.loads("".join(iter(child.stdout.readline, "}\n")) + "}")
+            assert told["models"] == ["tiny"]
         finally:
             child.terminate()
             child.communicate(timeout=60)
@@ -64,9 +93,10 @@ def test_a_wrong_deploy_file_starts_nothing(
 
 def test_a_file_can_be_checked_without_starting_anything(catena: Catena, tmp_path: Path) -> None:
     file = tmp_path / "deploy.yaml"
-    file.write_text("models: {m: {model: tiny, replicas: {max: 3}}}")
+    file.write_text("models: {m: {model: tiny, replicas: {max: 3}}}\ngovern: {auth: {on: true}}")
     told = catena("up", str(file), "--check", "--json", "--set", "models.m.replicas.min=2").json
     assert told["models"]["m"]["replicas"]["min"] == 2
+    assert told["govern"]["auth"]["on"] is True
     assert catena("up", str(tmp_path / "none.yaml")).code == 3
 
 

@@ -144,7 +144,9 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
 
 def _copy(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
+        # YAML 1.1 reads the key `on` as true.
+        words = {True: "on", False: "off"}
+        return {words[key] if isinstance(key, bool) else key: _copy(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_copy(item) for item in value]
     return value

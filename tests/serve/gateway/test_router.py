@@ -79,26 +79,26 @@ def test_what_a_gone_replica_had_seen_is_forgotten() -> None:
     assert router.hits == 0
 
 
-def test_two_deaths_convict_and_a_good_answer_clears() -> None:
+def test_who_is_alone_at_a_second_death_is_convicted_and_a_good_answer_clears() -> None:
     poison, bad, good = Poison(60), fingerprint("m", b"bad"), fingerprint("m", b"good")
     poison.died([bad, good], 0)
     assert poison.suspect(bad, 1)
     assert poison.suspect(good, 1)
     poison.answered(good)
     assert not poison.suspect(good, 1)
-    poison.died([bad, fingerprint("m", b"other")], 2)
+    poison.died([bad], 2)
     assert poison.convicted(bad, 3)
-    assert not poison.convicted(fingerprint("m", b"other"), 3)
     assert not poison.convicted(bad, 63), "in the end it is forgotten"
     assert poison.convictions == 1
 
 
-def test_suspects_in_company_are_not_convicted() -> None:
+def test_who_has_company_at_a_second_death_is_not_convicted() -> None:
     poison = Poison(60)
     poison.died([b"a", b"b"], 0)
-    poison.died([b"a", b"b"], 1)
+    poison.died([b"a", b"c"], 1)
     assert not poison.convicted(b"a", 2)
     assert poison.suspect(b"a", 2)
+    assert poison.suspect(b"c", 2)
 
 
 def test_the_same_request_many_times_on_one_replica_is_one_death() -> None:

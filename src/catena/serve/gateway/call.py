@@ -30,6 +30,8 @@ class Call:
     replica: str = ""
     attempts: int = 0
     deaths: int = 0
+    failures: int = 0
+    """Attempts that replicas failed by themselves; others may have answered."""
     first_s: float = 0.0
     """To the first token, or to a whole answer."""
     cached: str = ""

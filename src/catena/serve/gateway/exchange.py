@@ -23,8 +23,10 @@ BUSY = frozenset({429, 503})
 class Failed(RemoteError):
     """A replica did not begin to answer; another may."""
 
-    def __init__(self, message: str, *, lost: bool = False, busy: bool = False) -> None:
+    def __init__(self, message: str, *, lost: bool = False, busy: bool = False, unreached: bool = False) -> None:
         super().__init__(message)
+        self.unreached = unreached
+        """It never got the request."""
         self.lost = lost
         """The connection broke: the replica may have died of it."""
         self.busy = busy
@@ -90,7 +92,7 @@ class Exchange:
                 return await self._opened(self._response, kind.encode("latin-1"))
             body = await self._whole(self._response, most_bytes)
         except aiohttp.ClientConnectorError as error:  # it never got the request
-            raise Failed(f"{self._backend.id} takes no connection: {error}") from error
+            raise Failed(f"{self._backend.id} takes no connection: {error}", unreached=True) from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Failed(f"the connection to {self._backend.id} broke: {error}", lost=True) from error
         except TimeoutError as error:

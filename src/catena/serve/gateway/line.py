@@ -48,6 +48,11 @@ class Line:
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
+    @property
+    def suspects(self) -> int:
+        """How many of those who wait should be alone."""
+        return len(self._lines[True])
+
     async def take(self, suspect: bool, choose: Callable[[], T | None]) -> T:
         """Return what `choose` finds, at once or when it is one's turn. Raises `Overloaded`."""
         line = self._lines[suspect]

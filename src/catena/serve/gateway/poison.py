@@ -1,8 +1,8 @@
 """Requests that end replicas. Pure, with the time as an argument.
 
-Whoever was running when a replica died is a suspect. A suspect is tried once more, on a replica that has no other
-suspect; a good answer clears it. If that replica dies as well, it is convicted: nobody gets it again for a while.
-Where several suspects had to share a replica none of them is convicted, and none is tried a third time at once.
+Whoever was running when a replica died is a suspect. A suspect is tried once more, alone on a replica; a good answer
+clears it. If that replica dies as well, it is convicted: nobody gets it again for a while. Where it could not be alone
+(nobody waits for ever) it stays a suspect, and is not tried a third time at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Poison:
         return count if until > now else 0
 
     def suspect(self, mark: bytes, now: float) -> bool:
-        """Tell whether a request should be alone among suspects."""
+        """Tell whether a request should be alone."""
         return self.strikes(mark, now) == 1
 
     def convicted(self, mark: bytes, now: float) -> bool:
@@ -45,12 +45,10 @@ class Poison:
     def died(self, marks: Iterable[bytes], now: float) -> None:
         """Note what a replica was doing when it died."""
         running = set(marks)
-        suspects = {mark for mark in running if self.strikes(mark, now) >= 1}
         for mark in running:
-            if mark in suspects and len(suspects) > 1:
-                continue  # one of them, but which?
-            count = self.strikes(mark, now) + 1
-            self.convictions += count == 2
+            before = self.strikes(mark, now)
+            count = before + 1 if before == 0 or len(running) == 1 else before
+            self.convictions += count == 2 and before == 1
             self._strikes[mark] = (count, now + self._seconds)
             self._strikes.move_to_end(mark)
         while len(self._strikes) > MOST:

@@ -28,7 +28,7 @@ from catena.serve.gateway.child import Child, Started, healthy, prewarm
 from catena.serve.gateway.config import BreakerConfig, ModelConfig, RoutingConfig
 from catena.serve.gateway.line import Line
 from catena.serve.gateway.poison import Poison
-from catena.serve.gateway.router import Backend, Router
+from catena.serve.gateway.router import Backend, Lease, Router
 
 logger = logging.getLogger(__name__)
 SETTLED_S = 60.0
@@ -55,19 +55,6 @@ class Slot:
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-@dataclass(eq=False, slots=True)
-class Lease:
-    """A replica for one attempt."""
-
-    backend: Backend
-    told: bool = False
-
-    def record(self, *, good: bool, seconds: float = 0.0) -> None:
-        """Tell the breaker how it went; a lease that ends without it says nothing about the replica."""
-        self.told = True
-        self.backend.breaker.record(time.monotonic(), good=good, seconds=seconds)
-
-
 class Pool:
     """All replicas of a model."""
 
@@ -88,6 +75,8 @@ class Pool:
         """(when, seconds to the first token)."""
         self.deaths = 0
         self.closed = False
+        self._held: Backend | None = None
+        """Kept free of others for suspects."""
         self.line = Line(name, routing.queue, routing.queue_s)
         self._numbers, self._requests = itertools.count(1), itertools.count(1)
         self._session: aiohttp.ClientSession | None = None
@@ -169,14 +158,14 @@ class Pool:
             except OSError as error:
                 slot.problem = str(error)
             finally:
-                self._gone(slot)
+                at_work = self._gone(slot)
                 await slot.child.stop(GENTLE_S)
             if slot.leaving.is_set():
                 break
             slot.restarts += 1
             self.deaths += 1
-            if time.monotonic() - began > SETTLED_S:
-                pause = settings.backoff_s
+            if at_work or time.monotonic() - began > SETTLED_S:
+                pause = settings.backoff_s  # what ended it was a request, or nothing that is always there
             logger.warning("%s: %s; again in %.1f s", slot.id, slot.problem, pause)
             slot.phase = "waiting"
             await _either(slot.leaving.wait(), asyncio.sleep(pause))
@@ -266,9 +255,10 @@ class Pool:
         self._changed.set()
         self.line.wake()
 
-    def _gone(self, slot: Slot) -> None:
-        """Note that a replica takes no more."""
+    def _gone(self, slot: Slot) -> bool:
+        """Note that a replica takes no more; tells whether it had requests."""
         backend, slot.backend = slot.backend, None
+        at_work = backend is not None and bool(backend.in_flight)
         if backend is not None:
             if slot.leaving.is_set():
                 backend.ready = False
@@ -276,6 +266,7 @@ class Pool:
                 self._bury(backend)
             self.router.forget(backend.id)
             self.line.wake()
+        return at_work
 
     def _bury(self, backend: Backend) -> None:
         """Note, once, that a replica died, and who was on it."""
@@ -298,15 +289,26 @@ class Pool:
     @asynccontextmanager
     async def lease(self, text: bytes, cost: float, mark: bytes, without: Collection[str]) -> AsyncIterator[Lease]:
         """Give a replica for one attempt, none of `without` where there is another. Raises `Overloaded`."""
-        suspect = self.poison.suspect(mark, time.monotonic())
-        backend = await self.line.take(suspect, lambda: self._choose(text, cost, suspect, without))
+        began = time.monotonic()
+        suspect = self.poison.suspect(mark, began)
+        alone_until = began + self.line.seconds / 2
+
+        def choose() -> Backend | None:
+            if suspect and time.monotonic() < alone_until:
+                return self._apart()
+            return self._choose(text, cost, without)
+
+        try:
+            backend = await self.line.take(suspect, choose)
+        except BaseException:
+            self._give_back()
+            raise
         number = next(self._requests)
         backend.running += 1
         backend.work += cost
-        backend.suspects += suspect
         backend.in_flight[number] = mark
         backend.breaker.begin()
-        lease = Lease(backend)
+        lease = Lease(backend, number)
         try:
             yield lease
         finally:
@@ -314,8 +316,8 @@ class Pool:
                 backend.breaker.forget()
             backend.running -= 1
             backend.work = max(0.0, backend.work - cost) if backend.running else 0.0
-            backend.suspects -= suspect
             backend.in_flight.pop(number, None)
+            self._give_back()
             self.line.ended()
 
     async def inquire(self, backend: Backend) -> bool:
@@ -338,11 +340,25 @@ class Pool:
         recent = sorted(seconds for when, seconds in self.latencies if when >= since)
         return recent[int(0.95 * (len(recent) - 1))] if recent else None
 
-    def _choose(self, text: bytes, cost: float, suspect: bool, without: Collection[str]) -> Backend | None:
+    def _choose(self, text: bytes, cost: float, without: Collection[str]) -> Backend | None:
         now = time.monotonic()
-        able = [one for one in self.ready() if one.admits(now) and not (suspect and one.suspects)]
+        able = [one for one in self.ready() if one is not self._held and one.admits(now)]
         fresh = [one for one in able if one.id not in without]
         return self.router.pick(fresh or able, text, cost)
+
+    def _apart(self) -> Backend | None:
+        """Return a replica that has nothing else to do; until there is one, the emptiest gets nothing new."""
+        if self._held is None or not self._held.ready:
+            now = time.monotonic()
+            able = [one for one in self.ready() if one.admits(now)]
+            self._held = min(able, key=lambda one: one.running, default=None)
+        return self._held if self._held is not None and self._held.running == 0 else None
+
+    def _give_back(self) -> None:
+        """Give the replica that was kept for suspects to everybody, when no suspect waits."""
+        if self._held is not None and not self.line.suspects and not self._held.running:
+            self._held = None
+            self.line.wake()
 
 
 async def _either(*coroutines: object) -> None:

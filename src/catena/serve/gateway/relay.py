@@ -26,8 +26,9 @@ from catena.serve.gateway.exchange import Answer, Exchange, Failed
 from catena.serve.gateway.identity import identity_of
 from catena.serve.gateway.line import Overloaded
 from catena.serve.gateway.poison import fingerprint
-from catena.serve.gateway.pool import Lease, Pool
+from catena.serve.gateway.pool import Pool
 from catena.serve.gateway.refusals import Poisonous, RateLimited, said
+from catena.serve.gateway.router import Lease
 from catena.serve.gateway.scoped import request_id
 from catena.serve.middleware.exchange import exchange_of
 from catena.serve.wire import WireError, error_body
@@ -107,32 +108,36 @@ class Relay:
         """Give a request to one replica after the other until one begins to answer."""
         mark = fingerprint(pool.name, call.ask.body)
         tried: set[str] = set()
-        problem: Exception = RemoteError("no replica answered")
-        for attempt in range(pool.routing.attempts):
+        left, until = pool.routing.attempts, time.monotonic() + pool.line.seconds
+        while True:
             if pool.poison.convicted(mark, time.monotonic()):
                 raise Poisonous
             if call.deaths >= 2:
                 raise Overloaded("replicas ended while they had this request", pool.line.retry_after())
-            if attempt:
-                self.gateway.meters.retries.add(pool.name)
             async with pool.lease(call.ask.text, call.ask.cost, mark, tried) as lease:
                 tried.add(lease.backend.id)
-                call.attempts, call.replica = attempt + 1, lease.backend.id
+                call.attempts, call.replica = call.attempts + 1, lease.backend.id
                 try:
                     await self._attempt(call, pool, lease, suffix, reply)
                 except Failed as error:
                     problem = error
-                    call.deaths += error.lost and await pool.inquire(lease.backend)
+                    if error.unreached:
+                        lease.unreached()
+                    if error.lost or error.unreached:
+                        call.deaths += await pool.inquire(lease.backend) and error.lost
                     if not error.busy:
                         lease.record(good=False)
-                    continue
-                pool.poison.answered(mark)
-                return
-        if isinstance(problem, Failed) and problem.busy:
-            raise Overloaded(f"every replica of {pool.name!r} is busy", pool.line.retry_after()) from problem
-        if pool.poison.convicted(mark, time.monotonic()):
-            raise Poisonous
-        raise problem
+                        call.failures += 1
+                else:
+                    pool.poison.answered(mark)
+                    return
+            # Who was never reached has not been asked; but not for ever.
+            left -= not (problem.unreached and time.monotonic() < until)
+            if left <= 0 and call.deaths < 2:
+                if problem.busy:
+                    raise Overloaded(f"every replica of {pool.name!r} is busy", pool.line.retry_after()) from problem
+                raise problem
+            self.gateway.meters.retries.add(pool.name)
 
     async def _attempt(self, call: Call, pool: Pool, lease: Lease, suffix: str, reply: Outgoing) -> None:
         backend, session = lease.backend, self.gateway.session

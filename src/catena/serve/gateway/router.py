@@ -9,6 +9,7 @@ moves only its own share). Either may have `slack` times the mean of work; beyon
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -39,8 +40,6 @@ class Backend:
     running: int = 0
     work: float = 0.0
     """Tokens that are still expected of it, roughly."""
-    suspects: int = 0
-    """Requests there that were running when another replica died; 0 or 1, but for a crowd of them."""
     in_flight: dict[int, bytes] = field(default_factory=dict)
     """Number of a request to its fingerprint."""
 
@@ -52,6 +51,24 @@ class Backend:
     def admits(self, now: float) -> bool:
         """Tell whether a request may go there now."""
         return self.free and self.breaker.admits(now)
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """A replica for one attempt."""
+
+    backend: Backend
+    number: int
+    told: bool = False
+
+    def unreached(self) -> None:
+        """Note that the replica never got the request: whatever ends it, it was not this one."""
+        self.backend.in_flight.pop(self.number, None)
+
+    def record(self, *, good: bool, seconds: float = 0.0) -> None:
+        """Tell the breaker how it went; a lease that ends without it says nothing about the replica."""
+        self.told = True
+        self.backend.breaker.record(time.monotonic(), good=good, seconds=seconds)
 
 
 def blocks_of(text: bytes) -> list[int]:

@@ -185,7 +185,7 @@ class Releases:
         active = self.active.get(call.ask.model)
         if active is None or active.phase == "starting" or call.cached or call.left or call.status in (401, 403, 429):
             return
-        failed = call.status >= 400 or call.cut or call.fell_back
+        failed = call.status >= 400 or call.cut or call.fell_back or call.failures > 0
         text = None if failed else answer_text(bytes(call.answer), call.streamed)
         if call.ask.route not in ("chat", "completions", "responses"):
             text = None

@@ -41,8 +41,9 @@ class WatchConfig(Config):
     """Times of the candidate may be so many times those of the stable model."""
     users: int = Field(default=2, ge=1)
     """So many users must have seen something before it counts."""
-    era_s: float = Field(default=10.0, ge=0)
-    """A user counts once in so many seconds, so that one alone cannot decide."""
+    era_s: float = Field(default=600.0, ge=0)
+    """After something bad a user counts no more for it for so long, in seconds: one for whom nothing works, and who
+    asks much, must not decide."""
     words: tuple[str, ...] = ()
     """Words that an answer should not have, where no moderation is on."""
 
@@ -114,7 +115,7 @@ class Release:
         self.liked = Evidence()
         self._in_step = 0
         self._touched: dict[str, set[str]] = {name: set() for name in SIGNALS}
-        self._eras: dict[tuple[str, str], int] = {}
+        self._silent: dict[tuple[str, str], float] = {}
         self._plausible = Plausibility()
         self._times: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in ("first_token", "pace")}
 
@@ -135,7 +136,7 @@ class Release:
             if len(self.users) < REMEMBERED_USERS:
                 self.users.add(outcome.user)
         for name, event in self.events(outcome).items():
-            if self._counts(name, outcome, now):
+            if self._counts(name, outcome.user, event, now):
                 self.evidence[name].add(outcome.arm, event)
                 if event and outcome.arm == "candidate":
                     self._touched[name].add(outcome.user)
@@ -185,16 +186,15 @@ class Release:
         usual = threshold(list(self._times[name]))
         return usual * self.config.watch.slower if arm == "candidate" else usual
 
-    def _counts(self, name: str, outcome: Outcome, now: float) -> bool:
-        era_s = self.config.watch.era_s
-        if not era_s:
-            return True
-        era, key = int(now / era_s), (name, outcome.user)
-        if self._eras.get(key) == era:
+    def _counts(self, name: str, user: str, event: bool, now: float) -> bool:
+        """Tell whether an observation counts: after a yes, a user says nothing more about it for a while."""
+        key = (name, user)
+        if self._silent.get(key, 0.0) > now:
             return False
-        if len(self._eras) >= REMEMBERED_USERS * len(SIGNALS):
-            self._eras.clear()
-        self._eras[key] = era
+        if event and self.config.watch.era_s:
+            if len(self._silent) >= REMEMBERED_USERS:
+                self._silent.clear()
+            self._silent[key] = now + self.config.watch.era_s
         return True
 
     def _judge(self, now: float) -> Decision | None:

@@ -1,0 +1,133 @@
+"""Replicas are killed under load: what becomes of the requests.
+
+    python benchmarks/chaos.py [--seconds 60] [--every 2] [--replicas 3] [--connections 16]
+
+Half of the requests are streams. A request is lost where it gets no first token; a stream that is cut after its first
+token is counted by itself, since nothing can be done about it. First replicas are only killed from outside; then one
+request in a hundred kills its replica as well. A kill from outside that hits a replica while a suspect is alone on it
+is taken for the deed of the suspect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import aiohttp
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from catena.core.config import parse  # noqa: E402
+from catena.serve.gateway.app import Gateway  # noqa: E402
+from catena.serve.gateway.config import DeployConfig  # noqa: E402
+from catena.serve.server import background  # noqa: E402
+
+REPLICA = ROOT / "tests" / "serve" / "gateway" / "replica.py"
+RESULT = Path(__file__).parent / "results" / "chaos.json"
+
+
+async def one(session: aiohttp.ClientSession, url: str, number: int, tally: Counter[str], killers: bool) -> None:
+    """Ask once; see what comes."""
+    stream, poison = number % 2 == 0, bool(killers) and number % 100 == 99
+    text = f"die {number}" if poison else f"question {number}"
+    body = {"model": "m", "messages": [{"role": "user", "content": text}], "stream": stream}
+    tally["asked"] += 1
+    try:
+        async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+            data = await response.read()
+    except (aiohttp.ClientError, TimeoutError):
+        tally["lost: no answer"] += 1
+        return
+    if poison:
+        tally["killers refused" if response.status == 422 else f"killers: {response.status}"] += 1
+    elif response.status == 422:
+        tally["lost: taken for a killer"] += 1
+    elif response.status != 200:
+        tally[f"lost: {response.status}"] += 1
+    elif b"replica_ended" in data:
+        tally["cut after the first token"] += 1
+    elif stream and not data.endswith(b"data: [DONE]\n\n"):
+        tally["lost: ended early"] += 1
+    else:
+        tally["answered"] += 1
+
+
+async def run(url: str, gateway: Gateway, options: argparse.Namespace, killers: bool) -> tuple[Counter[str], int]:
+    """Load, and kill, for so long."""
+    tally: Counter[str] = Counter()
+    until, numbers, dice, kills = time.monotonic() + options.seconds, iter(range(10**9)), random.Random(1), 0
+    timeout = aiohttp.ClientTimeout(total=120)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+
+        async def client() -> None:
+            while time.monotonic() < until:
+                await one(session, url, next(numbers), tally, killers)
+
+        async def killer() -> int:
+            killed = 0
+            while time.monotonic() < until - 1:
+                await asyncio.sleep(options.every)
+                slots = [slot for slot in gateway.pools["m"].slots.values() if slot.phase == "ready" and slot.child]
+                if slots:
+                    os.kill(dice.choice(slots).child.pid, signal.SIGKILL)
+                    killed += 1
+            return killed
+
+        killing = asyncio.create_task(killer())
+        await asyncio.gather(*(client() for _ in range(options.connections)))
+        kills = await killing
+    return tally, kills
+
+
+def main() -> None:
+    """Run, print, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--every", type=float, default=2)
+    parser.add_argument("--replicas", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=16)
+    options = parser.parse_args()
+    result = {
+        "seconds": options.seconds,
+        "replicas": options.replicas,
+        "connections": options.connections,
+        "killed_from_outside_only": play(options, killers=False),
+        "and_one_killer_in_a_hundred": play(options, killers=True),
+    }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def play(options: argparse.Namespace, *, killers: bool) -> dict[str, object]:
+    """Run a gateway of its own under load, and kill."""
+    script = [str(REPLICA), "--obey", "--delay", "0.02", "--hello-s", "0.02", "--token-s", "0.01"]
+    replicas = {"min": options.replicas, "max": options.replicas, "backoff_s": 0.1}
+    values = {"models": {"m": {"script": script, "replicas": replicas}}, "telemetry": {"gpus": False}}
+    config = parse(DeployConfig, values)
+    with tempfile.TemporaryDirectory() as folder:
+        gateway = Gateway(config, state=Path(folder), commands=lambda name, model: model.script)
+        with background(gateway, beside=gateway.running(), grace_seconds=30) as url:
+            while len(gateway.pools["m"].ready()) < options.replicas:
+                time.sleep(0.1)
+            tally, kills = asyncio.run(run(url, gateway, options, killers))
+            ended = gateway.pools["m"].deaths
+    return {
+        "killed_from_outside": kills,
+        "replicas_that_ended": ended,
+        "requests": dict(sorted(tally.items())),
+        "lost_before_first_token": sum(count for name, count in tally.items() if name.startswith("lost")),
+    }
+
+
+if __name__ == "__main__":
+    main()

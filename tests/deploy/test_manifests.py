@@ -1,0 +1,143 @@
+"""What is deployed: the chart against the schemas of Kubernetes, and the files that are made from others."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from catena.core.config import parse
+from catena.serve.gateway.app import Gateway
+from catena.serve.gateway.config import DeployConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+import manifests  # noqa: E402
+
+VALUES = yaml.safe_load((manifests.CHART / "values.yaml").read_text())
+KUBERNETES = "1.34"
+
+
+def objects(values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    return [one for text in manifests.chart(values).values() for one in yaml.safe_load_all(text) if one]
+
+
+def of(kind: str, name: str) -> dict[str, Any]:
+    return next(one for one in objects() if one["kind"] == kind and one["metadata"]["name"] == name)
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    values = copy.deepcopy(VALUES)
+    *parents, last = path.split(".")
+    target = values
+    for part in parents:
+        target = target[part]
+    target[last] = value
+    return values
+
+
+@pytest.mark.parametrize("path", ["", "model.gpu.enabled", "networkPolicy.enabled", "secret.create"])
+def test_every_object_is_one_that_kubernetes_takes(path: str) -> None:
+    flipped = {"model.gpu.enabled": True, "networkPolicy.enabled": False, "secret.create": False}
+    values = changed(path, flipped[path]) if path else VALUES
+    found = objects(values)
+    for one in found:
+        kubernetes_validate.validate(one, KUBERNETES, strict=True)
+    assert len(found) >= 8
+
+
+def test_a_wrong_object_would_be_noticed() -> None:
+    bad = of("HorizontalPodAutoscaler", "catena-model")
+    bad["spec"]["maxReplicas"] = "many"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(bad, KUBERNETES, strict=True)
+
+
+def test_what_is_written_is_what_the_chart_gives() -> None:
+    for name, text in manifests.chart().items():
+        written = (manifests.OUTPUT / name).read_text()
+        assert written.partition("\n")[2] == text, "python scripts/manifests.py"
+    kustomization = yaml.safe_load((manifests.OUTPUT / "kustomization.yaml").read_text())
+    assert set(kustomization["resources"]) == set(manifests.chart())
+
+
+def test_kubectl_builds_it() -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run(["kubectl", "kustomize", str(manifests.OUTPUT)], capture_output=True, text=True, check=True)
+    assert len(list(yaml.safe_load_all(done.stdout))) == len(objects())
+
+
+def test_helm_gives_the_same() -> None:
+    if shutil.which("helm") is None:
+        pytest.skip("helm is not installed")
+    command = ["helm", "template", manifests.RELEASE, str(manifests.CHART)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    given = sorted((one for one in yaml.safe_load_all(done.stdout) if one), key=str)
+    assert given == sorted(objects(), key=str)
+
+
+def test_templates_outside_the_small_language_are_refused() -> None:
+    for template in ("a: {{ .Values.x | upper }}", "{{- range .Values.x }}", "{{- if .Values.x }}\na: 1"):
+        with pytest.raises((ValueError, KeyError)):
+            manifests.render(template, {"x": "y"})
+
+
+def test_the_deploy_file_in_the_chart_is_one(tmp_path: Path) -> None:
+    text = of("ConfigMap", "catena-deploy")["data"]["deploy.yaml"]
+    config = parse(DeployConfig, yaml.safe_load(text))
+    services = {one["metadata"]["name"] for one in objects() if one["kind"] == "Service"}
+    for model in config.models.values():
+        assert model.dns.removeprefix("http://").partition(":")[0] in services
+
+
+def test_probes_budgets_and_limits_are_there() -> None:
+    for name, probes in (("gateway", {"liveness", "readiness"}), ("model", {"startup", "liveness", "readiness"})):
+        spec = of("Deployment", f"catena-{name}")["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        assert {key.removesuffix("Probe") for key in container if key.endswith("Probe")} == probes
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert of("PodDisruptionBudget", f"catena-{name}")
+        metrics = of("HorizontalPodAutoscaler", f"catena-{name}")["spec"]["metrics"]
+        assert metrics[0]["resource"]["target"]["averageUtilization"] == 70
+    (from_gateway, _) = of("NetworkPolicy", "catena-model")["spec"]["ingress"][0]["from"]
+    assert from_gateway["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
+
+
+def test_the_image_is_not_root_and_has_a_health_check() -> None:
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert re.search(r"^USER 10001", text, re.MULTILINE)
+    assert "HEALTHCHECK" in text
+    extras = re.search(r"EXTRAS=(\S+)\n", text)
+    assert extras is not None
+    import tomllib
+
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras[1].split(",")) <= set(known)
+
+
+def test_the_dashboard_asks_only_for_what_there_is(tmp_path: Path) -> None:
+    from catena.serve.gateway.app import _gauges
+    from catena.serve.gateway.gpus import NAMES
+
+    gateway = Gateway(parse(DeployConfig, {"models": {"m": {"urls": ["http://x"]}}}), state=tmp_path, commands=_none)
+    told = {family.name for family in [*gateway.meters.families(), *_gauges(gateway.pools)]}
+    told |= {name for name, _, _ in NAMES.values()}
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "gateway.json").read_text())
+    asked = set(re.findall(r"catena_\w+", " ".join(t["expr"] for p in dashboard["panels"] for t in p["targets"])))
+    assert {re.sub(r"_bucket$", "", name) for name in asked} <= told
+    assert len(dashboard["panels"]) == 12
+
+
+def _none(name: str, model: Any) -> tuple[str, ...]:
+    return ()

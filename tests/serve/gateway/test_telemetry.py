@@ -1,0 +1,73 @@
+"""Traces, meters and GPUs: what is told outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from catena.serve.gateway import gpus, meters
+from catena.serve.gateway.ask import read_ask
+from catena.serve.gateway.call import Call
+from catena.serve.gateway.config import TelemetryConfig
+from catena.serve.gateway.identity import Identity
+from catena.serve.gateway.traces import Traces
+
+PARENT = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
+
+
+def call() -> Call:
+    return Call("r1", read_ask("/v1/chat/completions", orjson.dumps({"model": "m", "messages": []})), Identity())
+
+
+def scope(parent: str = PARENT) -> Any:
+    return {"type": "http", "headers": [(b"traceparent", parent.encode())]}
+
+
+def test_a_request_is_a_span_under_the_callers_and_above_the_replicas() -> None:
+    exporter = InMemorySpanExporter()
+    traces, one = Traces(TelemetryConfig(), exporter), call()
+    with traces.span(scope(), one):
+        one.status, one.replica, one.attempts = 200, "m-1", 2
+        one.answer += orjson.dumps({"usage": {"prompt_tokens": 5, "completion_tokens": 7}})
+    with pytest.raises(RuntimeError), traces.span(scope(), call()):
+        raise RuntimeError
+    traces.close()
+    span, failed = exporter.get_finished_spans()
+    assert span.name == "chat m"
+    assert span.parent is not None
+    assert f"{span.parent.trace_id:032x}" == PARENT.split("-")[1]
+    assert one.trace.split("-")[1:3] == [PARENT.split("-")[1], f"{span.context.span_id:016x}"]
+    attributes = dict(span.attributes or {})
+    assert attributes["gen_ai.request.model"] == "m"
+    assert attributes["gen_ai.usage.output_tokens"] == 7
+    assert attributes["catena.attempts"] == 2
+    assert dict(failed.attributes or {})["error.type"] == "RuntimeError"
+
+
+def test_without_a_collector_the_callers_trace_goes_on_and_nonsense_does_not() -> None:
+    traces, one = Traces(TelemetryConfig()), call()
+    with traces.span(scope(), one):
+        assert one.trace == PARENT
+    with traces.span(scope("x\r\nevil: 1"), one):
+        assert one.trace == ""
+
+
+def test_gpus_as_the_driver_tells_them() -> None:
+    found = gpus.parse("0, 87, 1024, 143771, 45, 512.30\n1, 0, 0, 143771, [N/A], 80\nrubbish\n")
+    text = meters.render(found)
+    assert 'catena_gpu_utilization_ratio{gpu="0"} 0.87' in text
+    assert 'catena_gpu_memory_used_bytes{gpu="0"} 1073741824' in text
+    assert 'catena_gpu_temperature_celsius{gpu="1"}' not in text
+    assert gpus.parse("") == []
+
+
+def test_label_values_cannot_break_a_line_and_series_are_bounded() -> None:
+    counter = meters.Counter("c_total", "Help.", ("who",))
+    counter.add('a"\n\\')
+    assert meters.render([counter]).splitlines()[-1] == 'c_total{who="a\\"\\n\\\\"} 1'
+    for number in range(meters.MOST_SERIES + 5):
+        counter.add(str(number))
+    assert len(counter.values) == meters.MOST_SERIES
