@@ -55,7 +55,7 @@ def open_log(root: Path) -> Iterator[Open]:
         log.close()
 
 
-def fill(log: Log, count: int, subjects: tuple[str, ...] = ("ada", "bob")) -> None:
+def fill(log: Log, count: int, subjects: tuple[str, ...] = ("lovelace", "hopper")) -> None:
     """Write entries of some subjects, in several commits."""
     for number in range(count):
         subject = subjects[number % len(subjects)]
@@ -90,7 +90,7 @@ def test_nothing_that_was_said_stands_on_the_disk_in_clear(root: Path, open_log:
     with open_log() as log:
         fill(log, 20)
     files = [path for path in root.rglob("*") if path.is_file()]
-    for word in (b"secret", b"ada", b"bob"):
+    for word in (b"secret", b"lovelace", b"hopper"):
         assert not [path for path in files if word in path.read_bytes()], word
 
 
@@ -98,13 +98,14 @@ def test_entries_are_found_by_what_they_say(root: Path, open_log: Open) -> None:
     with open_log() as log:
         fill(log, 6)
         log.act(
-            {"kind": "request", "model": "helper", "id": "7", "body": {"messages": [{"content": "Grüße 你好"}]}}, "ada"
+            {"kind": "request", "model": "helper", "id": "7", "body": {"messages": [{"content": "Grüße 你好"}]}},
+            "lovelace",
         )
 
     def count(**query: Any) -> int:
         return len(list(entries(root, CONFIG, Query(**query))))
 
-    assert (count(subject="ada"), count(subject="bob"), count(subject="nobody")) == (4, 3, 0)
+    assert (count(subject="lovelace"), count(subject="hopper"), count(subject="nobody")) == (4, 3, 0)
     assert (count(text="你好"), count(text="GRÜSSE"), count(model="helper"), count(id="7"), count(kind="act")) == (
         1,
         1,
@@ -309,16 +310,16 @@ def test_a_kill_in_the_middle_of_a_write_loses_only_what_was_not_answered(root: 
 def test_an_erased_subject_cannot_be_read_and_the_chain_still_holds(root: Path, open_log: Open) -> None:
     log = open_log()
     fill(log, 6)
-    erase(log, "ada", reason="asked", by="test")
+    erase(log, "lovelace", reason="asked", by="test")
     fill(log, 2)  # ada comes back, under another key
-    assert [entry["number"] for entry in entries(root, CONFIG, Query(subject="ada"))] == [0]
+    assert [entry["number"] for entry in entries(root, CONFIG, Query(subject="lovelace"))] == [0]
     kinds = [entry["kind"] for entry in entries(root, CONFIG)]
     assert kinds.count("erased") == 3
     said = [entry["said"] for entry in entries(root, CONFIG) if "said" in entry]
-    assert said.count(SECRET + "ada") == 1
-    assert said.count(SECRET + "bob") == 4
+    assert said.count(SECRET + "lovelace") == 1
+    assert said.count(SECRET + "hopper") == 4
     act = next(entry for entry in entries(root, CONFIG, Query(text="audit.erase")))
-    assert "ada" not in str(act)
+    assert "lovelace" not in str(act)
     checked = verify(root, CONFIG, deep=True)
     assert (checked.sound, checked.unreadable) == (True, 3)
     assert independent(root) == 0
@@ -330,9 +331,9 @@ def test_an_erased_subject_cannot_be_read_and_the_chain_still_holds(root: Path, 
 
 def test_another_process_stops_using_a_destroyed_key(root: Path, open_log: Open) -> None:
     server, command = open_log(), open_log()
-    fill(server, 1, ("ada",))
-    erase(command, "ada", reason="asked", by="test")
-    fill(server, 1, ("ada",))
+    fill(server, 1, ("lovelace",))
+    erase(command, "lovelace", reason="asked", by="test")
+    fill(server, 1, ("lovelace",))
     assert [entry["kind"] for entry in entries(root, CONFIG)] == ["erased", "act", "act"]
 
 
@@ -464,7 +465,7 @@ def test_a_problem_is_told_to_everybody_who_waits(root: Path, open_log: Open, di
         told.append(problem)
         done.set()
 
-    log.write("ada", lambda: {"kind": "request"}, note)
+    log.write("lovelace", lambda: {"kind": "request"}, note)
     assert done.wait(30)
     assert isinstance(told[0], DiskFull)
 
@@ -478,6 +479,6 @@ def test_a_sealing_key_of_the_environment_must_be_one(root: Path, monkeypatch: P
         fill(log, 1)
     assert not (root / "keys" / "audit.key").exists()
     monkeypatch.setenv("CATENA_AUDIT_KEY", "cd" * 32)
-    assert not list(entries(root, CONFIG, Query(subject="ada")))
+    assert not list(entries(root, CONFIG, Query(subject="lovelace")))
     with pytest.raises(IntegrityError, match="the sealing key is another one"):
         list(entries(root, CONFIG))

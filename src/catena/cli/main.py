@@ -19,6 +19,7 @@ from catena.cli import (
     audit,
     bench,
     commit,
+    compliance,
     compress,
     data,
     deploy,
@@ -67,6 +68,7 @@ app.add_typer(bench.app)
 for noun, help_, group in (
     ("keys", "Who may use a server that runs with --auth.", keys.COMMANDS),
     ("audit", "What was asked, answered, decided and administered.", audit.COMMANDS),
+    ("compliance", "Evidence for a checklist, and the change log of models.", compliance.COMMANDS),
     ("release", "A new model for few users first, and back if it is worse.", release.COMMANDS),
 ):
     noun_app = typer.Typer(

@@ -61,15 +61,24 @@ class Checkpoints:
         self.folder, self._signer = folder, signer
         self._logged = 0.0
         self._turn = 0
+        self._descriptor = -1
 
     # -- the tip -----------------------------------------------------------------------------------------------------
 
     def raw_tip(self) -> bytes:
         """Return both slots as they are."""
-        try:
-            return (self.folder / "tip").read_bytes()
-        except FileNotFoundError:
-            return b""
+        if self._descriptor < 0:
+            try:
+                self._descriptor = os.open(self.folder / "tip", os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return b""
+        return os.pread(self._descriptor, 4 * SLOT, 0)
+
+    def close(self) -> None:
+        """Close the file of the tip."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def tip(self, raw: bytes) -> Tip | None:
         """Return the newest tip that is truly signed; None where there is none."""
@@ -88,11 +97,9 @@ class Checkpoints:
         """Write the newest tip in the older one's place."""
         line = self._signed(tip)
         assert len(line) <= SLOT, "a slot is long enough for a tip"
-        descriptor = os.open(self.folder / "tip", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            os.pwrite(descriptor, line.ljust(SLOT), self._turn * SLOT)
-        finally:
-            os.close(descriptor)
+        if self._descriptor < 0:
+            self._descriptor = os.open(self.folder / "tip", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.pwrite(self._descriptor, line.ljust(SLOT), self._turn * SLOT)
         self._turn = 1 - self._turn
         now = time.monotonic()
         if now - self._logged >= EVERY_S:

@@ -8,12 +8,14 @@ left half-written is cut off, and that is written down.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,6 @@ from catena.govern.audit.record import day_of, frames, link_of, opened, sealed_f
 from catena.govern.audit.vault import SYSTEM, Vault
 from catena.govern.config import AuditConfig
 from catena.govern.crypto import open_signer, sealing_key
-from catena.hub.locks import file_lock
 
 logger = logging.getLogger(__name__)
 RETRY_S = 1.0
@@ -75,8 +76,13 @@ class Log:
         self._lost = self._lost_ever = 0
         self._lost_since = 0.0
         self._tried = 0.0
-        with file_lock(self.places.folder / "write.lock"):
-            self._sync()
+        self._lock = os.open(self.places.folder / "write.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with self._alone():
+                self._sync()
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._thread = threading.Thread(target=self._run, name="catena-audit", daemon=True)
         self._thread.start()
 
@@ -134,6 +140,8 @@ class Log:
             self.checkpoints.keep(self._tip)
         if self._descriptor[1] >= 0:
             os.close(self._descriptor[1])
+        os.close(self._lock)
+        self.checkpoints.close()
 
     # -- the log's own thread ----------------------------------------------------------------------------------------
 
@@ -158,10 +166,11 @@ class Log:
         self._tried = time.monotonic()
         entries = [(subject, _made(make)) for subject, make, _ in batch]
         if self._lost:
-            gap = {"kind": "gap", "lost": self._lost, "since": self._lost_since}
-            entries.insert(0, (SYSTEM, gap))
+            gap: Entry = {"kind": "gap", "lost": self._lost, "since": self._lost_since}
+            entries.insert(0, (SYSTEM, orjson.dumps(gap)))
         elif self._problem is not None:
-            entries.insert(0, (SYSTEM, {"kind": "gap", "lost": 0, "reason": self._problem.message}))
+            gap = {"kind": "gap", "lost": 0, "reason": self._problem.message}
+            entries.insert(0, (SYSTEM, orjson.dumps(gap)))
         if not entries:
             return None
         try:
@@ -196,8 +205,8 @@ class Log:
             logger.error("%d records of the audit were lost: %s", count, problem)
         return None
 
-    def _commit(self, entries: Sequence[tuple[str, Entry]]) -> None:
-        with file_lock(self.places.folder / "write.lock"):
+    def _commit(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        with self._alone():
             self._sync()
             self.vault.refresh()
             tip = self._tip
@@ -222,6 +231,15 @@ class Log:
             self._tip = Tip(seq, link.hex(), day, start + len(data), now)
             self.checkpoints.write_tip(self._tip)
             self._raw = self.checkpoints.raw_tip()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other writers out; the lock's file stays open, for commits come often."""
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _open(self, day: str) -> int:
         name, descriptor = self._descriptor
@@ -298,15 +316,13 @@ class Log:
         return tip, 0
 
 
-def _made(make: Callable[[], Entry]) -> Entry:
-    """Return an entry; one that cannot be made leaves a record that says so, and does not take others with it."""
+def _made(make: Callable[[], Entry]) -> bytes:
+    """Return an entry as JSON; one that cannot be made leaves a record that says so, and takes no others with it."""
     try:
-        entry = make()
-        orjson.dumps(entry)
+        return orjson.dumps(make())
     except Exception as error:
         logger.exception("an entry of the audit cannot be made")
-        return {"kind": "damaged", "problem": f"{type(error).__name__}: {error}"}
-    return entry
+        return orjson.dumps({"kind": "damaged", "problem": f"{type(error).__name__}: {error}"})
 
 
 def _write_all(descriptor: int, data: bytes, at: int) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -71,10 +71,10 @@ def day_of(microseconds: int) -> str:
     return at.strftime("%Y-%m-%d") if at is not None else ""
 
 
-def pack(body: Mapping[str, Any]) -> bytes:
-    """Return an entry as small bytes."""
+def pack(body: bytes) -> bytes:
+    """Return an entry's JSON as few bytes."""
     deflate = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
-    return deflate.compress(orjson.dumps(body)) + deflate.flush()
+    return deflate.compress(body) + deflate.flush()
 
 
 def unpack(data: bytes) -> dict[str, Any]:
@@ -92,10 +92,8 @@ def link_of(before: bytes, head: bytes, sealed: bytes) -> bytes:
     return digest.digest()
 
 
-def sealed_frame(
-    body: Mapping[str, Any], seq: int, time: int, key: tuple[bytes, Any], before: bytes
-) -> tuple[bytes, bytes]:
-    """Return a frame's bytes and its link; `key` is the id and the cipher."""
+def sealed_frame(body: bytes, seq: int, time: int, key: tuple[bytes, Any], before: bytes) -> tuple[bytes, bytes]:
+    """Return a frame's bytes and its link; `body` is the entry as JSON, `key` the id and the cipher."""
     packed = pack(body)
     nonce = secrets.token_bytes(NONCE_BYTES)
     head = HEAD.pack(MAGIC, len(packed) + 16, seq, time, key[0], nonce)

@@ -73,6 +73,7 @@ class _Check:
         # Writers go on while it looks: what counts is what was there at one moment.
         with file_lock(self.places.folder / "write.lock", shared=True):
             self.raw = self.checkpoints.raw_tip()
+            self.checkpoints.close()
             self.files = [(path, path.stat().st_size) for path in self.places.segment_files()]
         self.found = Verification()
         self.invalid = require("cryptography.exceptions").InvalidTag
