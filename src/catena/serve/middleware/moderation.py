@@ -226,6 +226,8 @@ class _Outgoing:
         if self._answers.cut:
             out += self._answers.end()
             more = False
-            self._cut.set()
         if out or not more:
             await self._send({"type": "http.response.body", "body": out, "more_body": more})
+        if self._answers.cut:
+            # Only now: who is told that the client has gone may end this very task.
+            self._cut.set()
