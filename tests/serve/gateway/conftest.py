@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from starlette.middleware import Middleware
 
 from catena.core.config import parse
 from catena.serve.gateway.app import Gateway
@@ -88,9 +89,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts a gateway and waits until every model has its least number of replicas."""
     with ExitStack() as stack:
 
-        def make(models: dict[str, Any] | None = None, **config: Any) -> Running:
+        def make(models: dict[str, Any] | None = None, middleware: Sequence[Middleware] = (), **config: Any) -> Running:
             deploy = parse(DeployConfig, {"port": 0, "models": models or {"m": mock()}, **config})
-            gateway = Gateway(deploy, state=tmp_path / "state", commands=commands)
+            gateway = Gateway(deploy, state=tmp_path / "state", commands=commands, middleware=middleware)
             url = stack.enter_context(background(gateway, beside=gateway.running(), config=deploy.http))
             running = Running(url, gateway)
             stack.callback(running.client.close)

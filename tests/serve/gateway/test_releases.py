@@ -8,8 +8,13 @@ from typing import Any
 
 import orjson
 import pytest
+from starlette.middleware import Middleware
 
 from catena.core.errors import IntegrityError
+from catena.govern.config import ModerationConfig
+from catena.govern.moderation.moderator import Moderator
+from catena.serve.config import ServeConfig
+from catena.serve.middleware.moderation import Moderation
 from catena.serve.releases.changes import ChangeLog
 from catena.serve.releases.shadow import similarity
 from tests.cli.conftest import Catena, catena as catena, here as here
@@ -61,6 +66,23 @@ def test_a_candidate_with_a_fault_goes_back_by_itself(start: Start, fault: list[
     assert running.get("/admin/releases/m").status_code == 404
     eventually(lambda: load(running, 3) == [200] * 3)
     assert running.chat("hi").json()["model"] == "mock"
+
+
+def test_a_candidate_that_says_what_moderation_blocks_goes_back(start: Start, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("poisonous\n")
+    moderator = Moderator(ModerationConfig(on=True, words=(str(words),), personal=False), None)
+    said = ("--say", "a few plain words with a poisonous one among them")
+    with moderator:
+        middleware = [Middleware(Moderation, moderator=moderator, config=ServeConfig())]
+        running = begun(start, *said, middleware=middleware)
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            asked = [threads.submit(running.chat, "hi", user=f"u{at}", stream=at % 2 == 0) for at in range(150)]
+            answers = [one.result() for one in asked]
+        assert {answer.status_code for answer in answers} == {200}
+        assert not any("poisonous" in answer.text for answer in answers)
+        assert acts(running) == ["start", "rollback"]
+        assert running.get("/admin/releases").json()["changes"][-1]["reason"].startswith("flagged")
 
 
 def test_a_good_candidate_goes_through_step_by_step_and_stays_after_a_restart(start: Start) -> None:
