@@ -38,7 +38,7 @@ HEADS = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
 THREADS = int(os.environ.get("BENCH_THREADS", "1"))
 CLOCK = os.environ.get("BENCH_CLOCK", "cpu")
 SHORT, LONG, STREAMS, ANSWER, TRIES = 32, 512, 16, 17, 1
-OURS = ("catena-bf16", "catena-int8", "catena-w8a8", "catena-int4")
+OURS = ("catena-bf16", "catena-int8", "catena-w8a8", "catena-int4", "catena-bf16-compiled", "catena-int4-compiled")
 THEIRS = ("generate", "padded", "continuous")
 LLAMA = {"llama-bf16": "BF16", "llama-q8_0": "Q8_0", "llama-q4_0": "Q4_0"}
 # llama.cpp rounds the inputs of a layer to 8 bits as well; of ours only w8a8 does.
@@ -47,6 +47,8 @@ EQUAL_BITS = {
     "catena-int8": "llama-q8_0",
     "catena-w8a8": "llama-q8_0",
     "catena-int4": "llama-q4_0",
+    "catena-bf16-compiled": "llama-bf16",
+    "catena-int4-compiled": "llama-q4_0",
 }
 GOALS = {"decode-1": 1.3, "decode-16": 2.0, "prefill": 4.0}
 
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--llama", type=Path, default=Path(os.environ.get("LLAMA_CPP", "/nowhere")))
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--clock", choices=["cpu", "wall"], default=CLOCK)
+    parser.add_argument("--add", action="store_true", help="add to the results that are there")
     parser.add_argument("--child", default="")
     arguments = parser.parse_args()
     os.environ |= {"BENCH_THREADS": str(arguments.threads), "BENCH_CLOCK": arguments.clock}
@@ -72,8 +75,9 @@ def main() -> None:
         for case in arguments.cases.split(",")
         if case not in LLAMA or any((arguments.llama / name).exists() for name in ("src/libllama.a", "llama_speed"))
     ]
-    best: dict[str, dict[str, float]] = {case: {} for case in cases}
-    loads = []
+    before = json.loads(RESULTS.read_text()) if arguments.add else {"best": {}, "load_average": []}
+    best: dict[str, dict[str, float]] = before["best"]
+    loads = before["load_average"]
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.rounds):
             for case in cases:
@@ -81,7 +85,7 @@ def main() -> None:
                 found = llama(case, arguments.llama, Path(folder)) if case in LLAMA else _in_child(case)
                 print(case, {key: round(value, 3) for key, value in found.items()}, file=sys.stderr, flush=True)
                 for key, value in found.items():
-                    best[case][key] = max(value, best[case].get(key, 0.0))
+                    best.setdefault(case, {})[key] = max(value, best.get(case, {}).get(key, 0.0))
     write(best, loads, arguments.rounds)
 
 
@@ -124,7 +128,7 @@ def child(case: str) -> dict[str, float]:
     elif case == "continuous":
         run = _continuous(model)
     else:
-        run, weights, cache = _catena(model, case.partition("-")[2])
+        run, weights, cache = _catena(model, *case.split("-")[1:])
     found: dict[str, float] = {}
     for _ in range(TRIES):
         if case in OURS:
@@ -167,7 +171,7 @@ def _prompts(count: int, length: int) -> list[list[int]]:
 Run = Callable[[int, int, int], float]
 
 
-def _catena(model: Any, bits: str) -> tuple[Run, int, int]:
+def _catena(model: Any, bits: str, compiled: str = "") -> tuple[Run, int, int]:
     from catena.core.generate import Request, SamplingParams
     from catena.infer.bench import weight_bytes
     from catena.infer.capacity import EngineConfig
@@ -183,7 +187,10 @@ def _catena(model: Any, bits: str) -> tuple[Run, int, int]:
     if bits != "bf16":
         quantize_(model, (), bits)
     weights = weight_bytes(model)
-    engine = Engine(model, Numbers(), EngineConfig(max_running=STREAMS, token_budget=LONG, prefix_cache=False))
+    options = EngineConfig(max_running=STREAMS, token_budget=LONG, prefix_cache=False, compile_step=bool(compiled))
+    engine = Engine(model, Numbers(), options)
+    if engine.runner.compiled is not None:
+        engine.runner.compiled.wait()
 
     def run(count: int, length: int, new: int) -> float:
         params = SamplingParams(max_tokens=new, ignore_end=True)

@@ -55,7 +55,7 @@ class Engine(EmbedsTexts):
         text_config = model.config.get_text_config()
         rows = model.get_input_embeddings().weight.shape[0]
         blocks, context = blocks_and_context(config, context_of(text_config), self.runner.layout.bytes_per_token)
-        self.runner.allocate(blocks, config.block_size)
+        self.runner.allocate(blocks, config.block_size, compile_step=config.compile_step)
         self.scheduler = Scheduler(
             BlockPool(blocks, config.block_size),
             max_running=config.max_running,

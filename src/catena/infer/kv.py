@@ -15,7 +15,9 @@ format, or int8.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +141,19 @@ class Batch:
     """Window and memory of a model that attends by `local_global`, in all layers."""
 
 
+class Step:
+    """Stands for the batch in a compiled forward pass: attention finds the batch of its thread (`step_of`)."""
+
+
+STEP = Step()
+_threads = threading.local()
+
+
+def step_of(batch: Batch) -> None:
+    """Let the compiled pass that this thread runs next be that of a batch."""
+    _threads.batch = batch
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -150,7 +165,7 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    paged: Batch | Layout | None = None,
+    paged: Batch | Layout | Step | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
     """The attention function that the model calls in each layer, with `paged` handed through by its forward.
@@ -162,6 +177,9 @@ def attend(
     if paged is None:
         raise DataError("it does not pass its arguments on to its attention")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if isinstance(paged, Step):
+        out = torch.ops.catena.paged_attention(query, key, value, layer, scaling, sliding_window, softcap, s_aux)
+        return out, None
     if isinstance(paged, Layout):
         if getattr(module, "is_causal", True) is False or layer in paged.keys:
             raise DataError("its layers have more than causal attention to themselves")
@@ -169,11 +187,16 @@ def attend(
         paged.dtype, paged.device = key.dtype, key.device
         return _sdpa(query, key, value, scaling, causal=True).transpose(1, 2), None
 
-    paged.cache.write(layer, paged.slots, key, value)
-    call = _Call(paged.cache, layer, Form.of(paged, scaling, sliding_window, softcap, s_aux))
-    pieces = [_prefill(call, part, query, key, value) for part in paged.prefills]
-    pieces += [_decode(call, part, query) for part in paged.decodes]
-    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).unsqueeze(0), None
+    return _attention(paged, layer, (query, key, value), Form.of(paged, scaling, sliding_window, softcap, s_aux)), None
+
+
+def _attention(batch: Batch, layer: int, row: tuple[Tensor, Tensor, Tensor], form: Form) -> Tensor:
+    query, key, value = row
+    batch.cache.write(layer, batch.slots, key, value)
+    call = _Call(batch.cache, layer, form)
+    pieces = [_prefill(call, part, query, key, value) for part in batch.prefills]
+    pieces += [_decode(call, part, query) for part in batch.decodes]
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).unsqueeze(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +322,36 @@ def _sdpa(
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped
     )
+
+
+def _by_step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layer: int,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    batch: Batch = _threads.batch
+    return _attention(batch, layer, (query, key, value), Form.of(batch, scaling, window, softcap, sinks)).contiguous()
+
+
+LIBRARY: Any = torch.library.Library("catena", "FRAGMENT")  # type: ignore[no-untyped-call]
+LIBRARY.define(
+    "paged_attention(Tensor query, Tensor key, Tensor value, int layer, float? scaling, int? window, float? softcap, "
+    "Tensor? sinks) -> Tensor"
+)
+LIBRARY.impl("paged_attention", _by_step, "CPU")
+LIBRARY.impl("paged_attention", _by_step, "CUDA")
+
+
+def _shape(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+
+
+torch.library.register_fake("catena::paged_attention", _shape, lib=LIBRARY)
 
 
 AttentionInterface.register(ATTENTION, attend)

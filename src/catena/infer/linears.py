@@ -8,10 +8,13 @@ answers are those of `generate`, token for token. Layers of int8 and int4 bring 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +41,8 @@ class BlockedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # Neither a parameter nor a buffer: its storage is oneDNN's, which nothing else can copy or move.
         self._blocks = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+        self._number = next(_numbers)
+        _layers[self._number] = self
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
     @property
@@ -47,12 +52,33 @@ class BlockedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
+        if torch.compiler.is_compiling():  # the compiler cannot look at blocks
+            compiled: Tensor = torch.ops.catena.blocked_linear(inputs, self._number, self.out_features)
+            return compiled
+        return self.product(inputs)
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """The product itself."""
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._blocks, self.bias, "none", [], "")
         return outputs
 
     def extra_repr(self) -> str:
         """Say the shape."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+_numbers = itertools.count()
+_layers: WeakValueDictionary[int, BlockedLinear] = WeakValueDictionary()
+LIBRARY: Any = torch.library.Library("catena", "FRAGMENT")  # type: ignore[no-untyped-call]
+LIBRARY.define("blocked_linear(Tensor inputs, int number, int outputs) -> Tensor")
+LIBRARY.impl("blocked_linear", lambda inputs, number, _: _layers[number].product(inputs), "CPU")
+
+
+def _shape(inputs: Tensor, number: int, outputs: int) -> Tensor:
+    return inputs.new_empty(*inputs.shape[:-1], outputs)
+
+
+torch.library.register_fake("catena::blocked_linear", _shape, lib=LIBRARY)
 
 
 def dtype_for(folder: Path, precision: str) -> torch.dtype:

@@ -52,6 +52,11 @@ class AdapterBank:
         with self._lock:
             return sorted(self._keys)
 
+    @property
+    def used(self) -> bool:
+        """Whether any layer ever had an adapter: its hooks are in the way of compiled code."""
+        return bool(self._hooks)
+
     def key(self, name: str) -> str:
         """Return what a request for the adapter of that name carries; raises `UsageError` where there is none."""
         if not name:

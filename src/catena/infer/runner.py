@@ -15,6 +15,7 @@ from torch import Tensor
 
 from catena.core.errors import DataError
 from catena.core.generate import TokenLogprob
+from catena.infer.compiled import CompiledStep
 from catena.infer.kv import ATTENTION, Batch, Decode, Layout, PagedCache, Prefill
 from catena.infer.lora import AdapterBank
 from catena.infer.sampler import report
@@ -52,10 +53,13 @@ class Runner:
         if len(self.layout.keys) != layers:
             raise DataError(f"{len(self.layout.keys)} of {layers} layers have attention")
         self.cache: PagedCache | None = None
+        self.compiled: CompiledStep | None = None
 
-    def allocate(self, blocks: int, block_size: int) -> None:
-        """Make the pools."""
+    def allocate(self, blocks: int, block_size: int, *, compile_step: bool = False) -> None:
+        """Make the pools; with `compile_step`, begin to compile the decode step in the background."""
         self.cache = PagedCache(self.layout, blocks, block_size)
+        if compile_step and self.device.type == "cpu":
+            self.compiled = CompiledStep(self.model, self.layout, block_size)
 
     def free(self) -> None:
         """Give the pools back."""
@@ -72,8 +76,15 @@ class Runner:
         batch, ids, positions = self._batch(row, self.cache)
         wanted = Wanted.of(row)
         self.adapters.select(row)
-        logits = self._forward(ids, positions, batch, self._tensor(wanted.keep))
+        if self.compiled is not None and self._plain(row) and self.compiled.ready(len(row)):
+            logits = self.compiled(ids, positions, batch)[self._tensor(wanted.keep)]
+        else:
+            logits = self._forward(ids, positions, batch, self._tensor(wanted.keep))
         return wanted.output(logits)
+
+    def _plain(self, row: Many[Chunk]) -> bool:
+        """Whether every sequence has one new token, and no adapter changes a layer."""
+        return not self.adapters.used and all(is_decode(chunk) for chunk in row)
 
     def _forward(self, ids: Tensor, positions: Tensor, paged: Batch | Layout, keep: Tensor) -> Tensor:
         """Return logits `[kept, vocabulary]` of the row `[1, tokens]`."""

@@ -37,7 +37,7 @@ class UnpagedRunner:
         self._caches: dict[str, tuple[Any, int]] = {}
         """Sequence to its cache and the number of tokens in it."""
 
-    def allocate(self, blocks: int, block_size: int) -> None:
+    def allocate(self, blocks: int, block_size: int, *, compile_step: bool = False) -> None:
         """Nothing to make: blocks only count here, so that the memory of all caches together stays bounded."""
 
     def free(self) -> None:
