@@ -324,18 +324,9 @@ def _sdpa(
     )
 
 
-def _by_step(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layer: int,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
+def _by_step(query: Tensor, key: Tensor, value: Tensor, layer: int, *form: Any) -> Tensor:
     batch: Batch = _threads.batch
-    return _attention(batch, layer, (query, key, value), Form.of(batch, scaling, window, softcap, sinks)).contiguous()
+    return _attention(batch, layer, (query, key, value), Form.of(batch, *form)).contiguous()
 
 
 LIBRARY: Any = torch.library.Library("catena", "FRAGMENT")  # type: ignore[no-untyped-call]
