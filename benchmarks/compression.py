@@ -122,7 +122,38 @@ def measure(ws: c.Workspace, model: str, corpus: str, parts: bool = True) -> dic
     planted = f"{model.replace('/', '-').replace('@', '-')}-planted"
     plant_outliers(ws, model, planted)
     result["planted"] = versions(ws, planted, ["w8a8", "smoothquant"], data=corpus)
-    return {"parameters": ws.model(model).version.parameters, "linears": size, **result}
+    errors = layer_errors(ws, model, corpus)
+    return {"parameters": ws.model(model).version.parameters, "linears": size, "errors_at_2_4": errors, **result}
+
+
+def layer_errors(ws: c.Workspace, ref: str, corpus: str) -> dict[str, Any]:
+    """Return in how many layers Wanda errs less than magnitude, and SparseGPT less than Wanda, each layer by itself."""
+    from catena.compress import awq, zeros
+    from catena.compress.blocks import walk
+    from catena.compress.calibrate import CalibrationConfig, calibration_text
+    from catena.core.events import Events
+    from catena.core.stage import Context
+    from catena.models import checkpoint
+
+    model, data = ws.model(ref).version, ws.dataset(corpus).version
+    loaded, tokenizer = checkpoint.load(ws.store.checkout(model))
+    ctx = Context(ws.store, ws.store.root, 0, Events(None))
+    text = calibration_text(ctx, CalibrationConfig(tokens=16_384, length=256), data, tokenizer, model.context)
+    counts = {"layers": 0, "wanda_below_magnitude": 0, "sparsegpt_below_wanda": 0}
+    for block in walk(loaded, text):
+        measured = block.measure()
+        for name, layer in block.linears().items():
+            weight, inputs = layer.weight.detach(), measured[name]
+            made = (
+                zeros.by_magnitude(weight, 0.5, (2, 4)),
+                weight * zeros.kept(zeros.wanda_score(weight, inputs), 0.5, (2, 4)),
+                zeros.by_sparsegpt(weight, inputs.gram, 0.5, (2, 4)),
+            )
+            magnitude, wanda, sparsegpt = (awq.output_error(one - weight, inputs.gram) for one in made)
+            counts["layers"] += 1
+            counts["wanda_below_magnitude"] += wanda < magnitude
+            counts["sparsegpt_below_wanda"] += sparsegpt < wanda
+    return counts
 
 
 def losses(result: dict[str, Any]) -> dict[str, float]:
@@ -135,7 +166,10 @@ def claims(result: dict[str, Any]) -> dict[str, bool]:
     """Return what is promised of perplexity and size, and whether it is kept."""
     lost = losses(result)
     planted = {name: abs(value) for name, value in losses(result["planted"]).items()}
+    errors = result["errors_at_2_4"]
     return {
+        "Wanda errs less than magnitude at 2:4 in every layer": errors["wanda_below_magnitude"] == errors["layers"],
+        "SparseGPT errs less than Wanda at 2:4 in every layer": errors["sparsegpt_below_wanda"] == errors["layers"],
         "AWQ in 4 bits loses less than 2 %": lost["awq-4"] < 0.02,
         "AWQ loses less than rounding to nearest": lost["awq-4"] < lost["rtn-4"],
         "GPTQ loses less than rounding to nearest": lost["gptq-4"] < lost["rtn-4"],
