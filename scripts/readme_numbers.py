@@ -1,4 +1,4 @@
-"""Write the measured numbers into README.md and README.zh.md, between their markers, from benchmarks/results/*.json.
+"""Write the measured numbers into both READMEs and the pages on compression, from benchmarks/results/*.json.
 
 python scripts/readme_numbers.py           write
 python scripts/readme_numbers.py --check   exit 1 if a README shows other numbers
@@ -17,6 +17,11 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 NUMBERS = re.compile(r"(<!-- numbers: .*? -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 PEERS = re.compile(r"(<!-- peers: .*? -->\n).*?(<!-- end of peers -->)", re.DOTALL)
+SMALLER = re.compile(r"(<!-- compression: .*? -->\n).*?(<!-- end of compression -->)", re.DOTALL)
+PAGES = {"docs/compression.md": "README.md", "docs/compression.zh.md": "README.zh.md"}
+"""Pages with the whole table of compression, and whose words they take."""
+SHORT = ("int8", "rtn-4", "awq-4", "gptq-4")
+"""Versions that the READMEs show."""
 WORDS: dict[str, dict[str, Any]] = {
     "README.md": {
         "peers": (
@@ -30,6 +35,7 @@ WORDS: dict[str, dict[str, Any]] = {
             "training, {case}, real tokens per processor second",
             ("all weights", "LoRA", "packed conversations of real lengths"),
         ),
+        "smaller": ("as trained", "size", "perplexity", "exact answers (held out; unseen words)"),
         "held": "exact answers, phrasings held out",
         "unseen": "exact answers, phrasings with words that no training question has",
         "size": "size",
@@ -52,6 +58,7 @@ WORDS: dict[str, dict[str, Any]] = {
             "训练（{case}），每处理器秒的有效词元数",
             ("全部权重", "LoRA", "按真实长度打包的对话"),
         ),
+        "smaller": ("训练所得", "大小", "困惑度", "逐字答对（未见问法；未见词）"),
         "held": "未见过的问法，逐字答对",
         "unseen": "问法中含有训练问题从未出现的词，逐字答对",
         "size": "大小",
@@ -124,6 +131,27 @@ def peers(words: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def smaller(words: dict[str, Any], chosen: tuple[str, ...] = ()) -> str:
+    """Return the Markdown table of compressed versions, all or the chosen ones: each as a share of its baseline."""
+    result = load("compression")
+    whole, *heads = words["smaller"]
+    base, answers = result["demo"], result["answers"]
+
+    def accuracy(found: dict[str, float] | None) -> str:
+        return "; ".join(f"{value:.1%}" for name, value in (found or {}).items() if name.startswith("accuracy/"))
+
+    rows = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    rows.append(f"| {whole} | 100% | {base['before']['perplexity']:.1f} | {accuracy(answers['before'])} |")
+    for name, found in base["versions"].items():
+        if not chosen or name in chosen:
+            change = found["perplexity"] / base["before"]["perplexity"] - 1
+            share = base["against_its_baseline"][name]
+            told = accuracy(answers["versions"].get(name))
+            size = f"{share['size_ratio']:.1%}"
+            rows.append(f"| {name} | {size} | {found['perplexity']:.1f} ({change:+.2%}) | {told} |")
+    return "\n".join(rows) + "\n"
+
+
 def load(name: str) -> dict[str, Any]:
     """Return the JSON of one benchmark."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
@@ -140,10 +168,19 @@ def main() -> int:
         numbers, compared = table(result, words), peers(words)
         fresh = NUMBERS.sub(lambda match, text=numbers: match[1] + text + match[2], text)
         fresh = PEERS.sub(lambda match, text=compared: match[1] + text + match[2], fresh)
+        short = smaller(words, SHORT)
+        fresh = SMALLER.sub(lambda match, text=short: match[1] + text + match[2], fresh)
         if fresh != text:
             stale.append(name)
             if "--check" not in sys.argv:
                 path.write_text(fresh)
+    for name, words_of in PAGES.items():
+        text, whole = (ROOT / name).read_text(), smaller(WORDS[words_of])
+        fresh = SMALLER.sub(lambda match, text=whole: match[1] + text + match[2], text)
+        if fresh != text:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                (ROOT / name).write_text(fresh)
     print(f"stale: {', '.join(stale)}" if stale else "up to date")
     return 1 if stale and "--check" in sys.argv else 0
 
