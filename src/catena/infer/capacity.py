@@ -23,7 +23,7 @@ class EngineConfig(Config):
     """What a model folder is computed with. `auto`: float32; bfloat16 for weights that are stored so, where a short
     measurement finds this machine fast at it. Kernels for int8 and int4 weights need bfloat16."""
     compile_step: bool = False
-    """Compile the decode step in the background (on a processor; a minute or so): faster, other in the last bits."""
+    """Compile the decode step in the background (minutes of a processor): a little faster, other in the last bits."""
     block_size: int = Field(default=32, ge=1)
     """Tokens of one block of the key-value cache."""
     cache_bytes: int = Field(default=1 << 30, ge=1)

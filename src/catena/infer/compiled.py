@@ -1,8 +1,8 @@
 """The decode step as compiled code (torch.compile): what lies between the big products and attention becomes few loops.
 
 Attention and blocked layers stay what they are, as operators that the compiler does not look into; which sequences a
-step has is handed to them beside the graph. Compiling takes a minute or so and runs in the background, while steps go
-on as before; one code serves a single sequence, one all larger batches. Rounding differs in the last bits from the
+step has is handed to them beside the graph. Compiling takes minutes and runs in the background, while steps go on as
+before; one code serves a single sequence, one all larger batches. Rounding differs in the last bits from the
 uncompiled step, so it is off unless it is asked for.
 """
 
