@@ -30,7 +30,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt tests/plugin/pyproject.toml | $(VEN
 demo: $(VENV)/.installed
 	$(BIN)/catena run recipes/python-helper.yaml --report report.html
 	$(BIN)/catena chat python-helper@production \
-	    "What does shutil.move do?" "Tell me about html.escape, please." "re.findall 是做什么的？"
+	    "What does json.dumps do?" "Tell me about textwrap.indent, please." "re.findall 是做什么的？"
 	@echo
 	@echo "The whole story is in report.html. Go on with:"
 	@echo "  $(BIN)/catena chat python-helper@production       ask more"
