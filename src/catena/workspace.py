@@ -26,6 +26,7 @@ from catena.flow.run import RecipeRun, run_recipe
 from catena.hub.datasets import Dataset
 from catena.hub.lineage import AnswerSource, Graph, answer_sources, trace
 from catena.hub.store import FOLDER, Store, init_store, open_store
+from catena.hub.versions import put_rows
 from catena.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ class ModelHandle:
 
     def train(
         self,
-        dataset: str | DatasetVersion | Dataset,
+        dataset: str | DatasetVersion | Dataset | Iterable[Mapping[str, Any]],
         *,
         epochs: float | None = None,
         stage: str = "",
@@ -257,13 +258,12 @@ class ModelHandle:
         listeners: Iterable[Listener] = (),
         **fields: Any,
     ) -> ModelHandle:
-        """Train on a stored dataset and return the new model; this one stays as it is.
+        """Train on a stored dataset, or on rows, and return the new model; this one stays as it is.
 
         The dataset's shape says how, unless `stage` does: conversations `train.sft`, documents `train.pretrain`,
         examples `train.classify`. `fields` are fields of that stage's config: `batch_size`, `optimizer`, and the rest.
         """
-        version = dataset.version if isinstance(dataset, Dataset) else dataset
-        data = self.store.resolve(version, DatasetVersion) if isinstance(version, str) else version
+        data = self._dataset(dataset)
         chosen = stage or TRAINED_BY.get(data.shape, "")
         if not chosen:
             raise UsageError(f"nothing is trained on data of the shape {data.shape!r} unless `stage` says what")
@@ -277,6 +277,14 @@ class ModelHandle:
         inputs = {source: self.version.digest, "data": data.digest}
         made = Workspace(self.store).do(chosen, inputs, fields, name=name, seed=seed, listeners=listeners)
         return ModelHandle(self.store, cast("ModelVersion", made))
+
+    def _dataset(self, dataset: str | DatasetVersion | Dataset | Iterable[Mapping[str, Any]]) -> DatasetVersion:
+        """Return the dataset that is meant; rows are stored as one, in the split `train` where they name none."""
+        if isinstance(dataset, str):
+            return self.store.resolve(dataset, DatasetVersion)
+        if isinstance(dataset, DatasetVersion | Dataset):
+            return dataset if isinstance(dataset, DatasetVersion) else dataset.version
+        return put_rows(self.store, dataset, split="train")
 
     def compress(
         self, method: str, bits: int | None = None, *, data: str | None = None, name: str | None = None, **fields: Any

@@ -101,11 +101,11 @@ def test_rows_that_are_the_same_are_nothing_to_commit(store: Store, tmp_path: Pa
     ("line", "message"),
     [
         (b'{"_id": "x", "text": "a", "txet": 1}', "row 2 .*no column 'txet'"),
-        (b'{"_id": "x"}', "row 2 .*'text' is missing"),
+        (b'{"_id": "x"}', "row 2 .*it has no field 'text'"),
         (b'{"_id": "x", "text": ', "row 2 .*is not JSON"),
         (b"[1]", "row 2 .*is not an object"),
         (b'{"_id": "x", "text": "a", "metadata": "{"}', "row 2"),
-        (b'{"_id": "x", "text": 5}', "do not fit"),
+        (b'{"_id": "x", "text": 5}', "row 2 .*'text' of it is of the type int, not text"),
     ],
 )
 def test_a_bad_line_commits_nothing(store: Store, tmp_path: Path, line: bytes, message: str) -> None:

@@ -34,6 +34,7 @@ from catena.core.errors import IntegrityError
 from catena.core.sample import Sample
 from catena.core.types import DatasetVersion, File, Funnel, Shape, Split
 from catena.hub.deny import REASON as ERASED, DenyList, blank
+from catena.hub.fields import check_fields
 from catena.hub.files import sync_folder
 from catena.hub.rows import (
     HASH,
@@ -132,7 +133,11 @@ class DatasetWriter:
         return self._samples.rows
 
     def add(self, sample: Sample) -> None:
-        """Write a sample; one that was erased from the workspace becomes a reject without content."""
+        """Write a sample; one that was erased from the workspace becomes a reject without content.
+
+        Raises `DataError` for data with an unknown field, or without one that the shape has.
+        """
+        check_fields(self.shape, sample.data, f"the sample {sample.id}")
         if self._deny is not None and self._deny.holds(sample):
             self.reject(sample, ERASED)
             return

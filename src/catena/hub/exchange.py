@@ -32,9 +32,12 @@ from catena.core.sample import sample_id
 from catena.core.types import Shape
 from catena.hub.datasets import BATCH_ROWS, REJECTS, SAMPLES, Dataset
 from catena.hub.diff import ID, key_of, short
-from catena.hub.rows import HASH, encode, schema_of, shape_of
+from catena.hub.fields import FIELDS, check_fields
+from catena.hub.rows import COLUMNS, COMMON, HASH, encode, shape_of
 
 FORMATS = ("jsonl", "parquet", "lance")
+KNOWN = {shape: frozenset([HASH, *(name for name, _ in COMMON + own)]) for shape, own in COLUMNS.items()}
+"""Columns that a row of each shape may have."""
 LINE_BYTES = 1 << 30
 """A longer line of JSON is refused: it is a file without line ends."""
 
@@ -110,9 +113,6 @@ class RowFile:
         if self._form not in FORMATS:
             raise DataError(f"{path} is of no format that can be committed", hint=f"Formats: {', '.join(FORMATS)}.")
         self.shape: Shape = shape or shape_of(next((entry for _, entry in self._entries(None)), {}))
-        names = schema_of(self.shape).names
-        self._known = frozenset([*names, HASH])
-        self._own = [name for name in names if not name.startswith("_") and name != "metadata"]
 
     def scan(self, key: str = ID, progress: Progress | None = None) -> tuple[pa.ChunkedArray, npt.NDArray[np.uint64]]:
         """Return every row's key (as `diff.keys_of` does) and hash (`[rows, 4]`)."""
@@ -136,10 +136,11 @@ class RowFile:
         """
         for number, entry in self._entries(wanted):
             try:
-                yield self._row(entry)
+                yield row_of(entry, self.shape)
             except (DataError, TypeError, ValueError, AttributeError) as error:
+                hint = error.hint if isinstance(error, DataError) else ""
                 raise DataError(
-                    f"row {number + 1} of {self.path.name}: {error}", hint="Nothing was committed."
+                    f"row {number + 1} of {self.path.name}: {error}", hint=f"Nothing was committed. {hint}".rstrip()
                 ) from error
 
     def _entries(self, wanted: npt.NDArray[np.bool_] | None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -182,33 +183,37 @@ class RowFile:
                     yield number, entry
                 number += 1
 
-    def _row(self, entry: dict[str, Any]) -> dict[str, Any]:
-        if not entry.keys() <= self._known:
-            unknown = min(entry.keys() - self._known)
-            raise DataError(f"there is no column {unknown!r}; {did_you_mean(unknown, self._known - {HASH})}")
-        data = {name: entry[name] for name in self._own if name in entry}
-        if len(data) < len(self._own):
-            missing = next(name for name in self._own if name not in entry)
-            raise DataError(f"the column {missing!r} is missing")
-        if isinstance(data.get("content"), str):
-            try:
-                data["content"] = base64.b64decode(data["content"], validate=True)
-            except binascii.Error as error:
-                raise DataError(f"the column 'content' is not base64: {error}") from error
-        metadata = entry.get("metadata") or {}
-        if isinstance(metadata, str):
-            metadata = orjson.loads(metadata)
-        if not isinstance(metadata, dict):
-            raise DataError("the column 'metadata' is not an object")
-        return {
-            ID: str(entry.get(ID) or sample_id("row", data)),
-            "_source": entry.get("_source") or "",
-            "_license": entry.get("_license"),
-            "_parents": list(entry.get("_parents") or ()),
-            "_split": entry.get("_split"),
-            "metadata": orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS).decode(),
-            **data,
-        }
+
+def row_of(entry: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    """Return the table row that an object with a table's columns stands for; its metadata may be an object.
+
+    Raises `DataError` for an unknown or a missing column, and for a value that is not of its column's kind.
+    """
+    if not entry.keys() <= KNOWN[shape]:
+        unknown = min(entry.keys() - KNOWN[shape])
+        hint = f"{did_you_mean(unknown, KNOWN[shape] - {HASH})} What else is known of a row belongs into `metadata`."
+        raise DataError(f"there is no column {unknown!r}", hint=hint)
+    data = {name: entry[name] for name in FIELDS[shape] if name in entry}
+    if isinstance(data.get("content"), str):
+        try:
+            data["content"] = base64.b64decode(data["content"], validate=True)
+        except binascii.Error as error:
+            raise DataError(f"the column 'content' is not base64: {error}") from error
+    check_fields(shape, data, "it")
+    metadata = entry.get("metadata") or {}
+    if isinstance(metadata, str):
+        metadata = orjson.loads(metadata)
+    if not isinstance(metadata, dict):
+        raise DataError("the column 'metadata' is not an object")
+    return {
+        ID: str(entry.get(ID) or sample_id("row", data)),
+        "_source": entry.get("_source") or "",
+        "_license": entry.get("_license"),
+        "_parents": list(entry.get("_parents") or ()),
+        "_split": entry.get("_split"),
+        "metadata": orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS).decode(),
+        **data,
+    }
 
 
 def _file_in(path: Path) -> Path:

@@ -18,6 +18,7 @@ from catena.core.digest import sha256
 from catena.core.errors import DataError
 from catena.core.sample import Sample
 from catena.core.types import Shape
+from catena.hub.fields import near
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 COLUMNS: dict[Shape, list[tuple[str, pa.DataType]]] = {
@@ -56,7 +57,12 @@ def shape_of(columns: Iterable[str]) -> Shape:
         if {name for name, _ in own} <= names:
             return shape
     wanted = "; ".join(f"{shape}: {', '.join(name for name, _ in own)}" for shape, own in COLUMNS.items())
-    raise DataError("the columns are of no shape that a dataset can have", hint=f"Shapes and their columns: {wanted}.")
+    known = {name for own in COLUMNS.values() for name, _ in own}
+    guess = next((told for name in sorted(names - known) if (told := near(name, known))), "")
+    raise DataError(
+        f"the columns ({', '.join(sorted(names)) or 'none'}) are of no shape that a dataset can have",
+        hint=f"{guess}Shapes and their columns: {wanted}.",
+    )
 
 
 def to_row(sample: Sample) -> dict[str, Any]:

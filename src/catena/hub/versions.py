@@ -10,26 +10,27 @@ is done again on top of it: no commit is lost. Nothing is half written at any mo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from catena.core.errors import CatenaError, EnvironmentProblem, NotFound, UsageError, did_you_mean
+from catena.core.errors import CatenaError, DataError, EnvironmentProblem, NotFound, UsageError, did_you_mean
 from catena.core.events import Events
 from catena.core.types import DatasetVersion
 from catena.hub.commits import MAIN, Commit, Operation, ancestors, broken, merge_base
 from catena.hub.datasets import REJECTS
 from catena.hub.diff import ABSENT, ID, Diff, Positions, align, keys_of
-from catena.hub.exchange import RowFile, export
+from catena.hub.exchange import RowFile, export, row_of
 from catena.hub.index import now
 from catena.hub.keys import signature_holds
 from catena.hub.merge import Conflict, Merge, Resolutions, Side, merge_rows
 from catena.hub.revisions import Rows, save_change
-from catena.hub.rows import content_digest, to_sample
+from catena.hub.rows import content_digest, shape_of, to_sample
 from catena.hub.store import TAG, Store
 
 ATTEMPTS = 20
@@ -247,6 +248,29 @@ def _first_commit(store: Store, name: str, path: Path, message: str, author: str
         dataset = writer.commit()
     counts = {"added": dataset.rows, "removed": 0, "changed": 0}
     return _add(store, _draft(name, dataset, message, author, "commit", counts), MAIN, dataset, None), counts
+
+
+def put_rows(store: Store, rows: Iterable[Mapping[str, Any]], split: str | None = None) -> DatasetVersion:
+    """Store rows from memory (objects with a table's columns) as a dataset that has no name; returns it.
+
+    `split` is where rows go that name none. Raises `DataError` with the row's number for one that does not fit.
+    """
+    rows = iter(rows)
+    first = next(rows, None)
+    if not isinstance(first, Mapping):
+        raise DataError("these are no rows", hint='A row is an object with columns: {"messages": [...]}, for example.')
+    shape = shape_of(first)
+    with store.lock("gc", shared=True):
+        with store.new_dataset(shape) as writer:
+            for number, entry in enumerate(chain([first], rows), 1):
+                try:
+                    row = row_of(entry, shape)
+                except DataError as error:
+                    raise DataError(f"row {number}: {error.message}", hint=error.hint) from error
+                writer.add(to_sample({**row, "_split": row["_split"] or split}))
+            dataset = writer.commit()
+        store.index.add_artifact(dataset)
+    return dataset
 
 
 def merge(

@@ -10,6 +10,7 @@ from catena.core.errors import DataError, UsageError
 from catena.core.sample import Sample
 from catena.core.stage import Context
 from catena.core.types import ArtifactBase, DatasetVersion, ModelVersion, Shape
+from catena.hub.fields import check_fields, near
 from catena.models.adapters import AdapterConfig
 
 if TYPE_CHECKING:
@@ -38,7 +39,20 @@ def check_split(data: DatasetVersion, split: str, shape: Shape) -> int:
 def read_split(ctx: Context, data: DatasetVersion, split: str, shape: Shape) -> list[Sample]:
     """Return the samples of one split, in order; raises as `check_split` does."""
     check_split(data, split, shape)
-    return list(ctx.store.open_dataset(data).samples(split))
+    return [checked(shape, sample) for sample in ctx.store.open_dataset(data).samples(split)]
+
+
+def checked(shape: Shape, sample: Sample) -> Sample:
+    """Return a sample that holds what its shape must hold; raises `DataError` with its id and field for any other."""
+    from catena.models.chat import ROLES
+
+    who = f"the sample {sample.id}"
+    check_fields(shape, sample.data, who)
+    for turn in sample.data["messages"] if shape == "conversation" else ():
+        if turn["role"] not in ROLES:
+            hint = f"{near(turn['role'], ROLES)}Roles are {', '.join(ROLES)}."
+            raise DataError(f"the role {turn['role']!r} in {who} is unknown", hint=hint)
+    return sample
 
 
 def encode_split(ctx: Context, role: str, data: DatasetVersion, split: str, *, plan: Encoding, words: Any) -> Tokens:
@@ -51,7 +65,8 @@ def encode_split(ctx: Context, role: str, data: DatasetVersion, split: str, *, p
 
     count = check_split(data, split, plan.shape)
     field = {"document": "text", "conversation": "messages"}[plan.shape]
-    items = (sample.data[field] for sample in ctx.store.open_dataset(data).samples(split))
+    samples = ctx.store.open_dataset(data).samples(split)
+    items = (checked(plan.shape, sample).data[field] for sample in samples)
     tokens = token_shards(ctx, role, plan, words, items, (digest_of([data.digest, split]), count))
     for reason, number in tokens.counts.items():
         ctx.events.metric(reason, number)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import Field, model_validator
 
 from catena.core.config import Config
-from catena.core.errors import DataError
+from catena.core.errors import DataError, did_you_mean
 from catena.core.sample import Sample
 
 if TYPE_CHECKING:
@@ -62,12 +62,20 @@ class Facts:
 
 
 def facts_of(samples: Iterable[Sample], rows: Sequence[int], take_turns: str) -> Facts:
-    """Return the facts of rows that were made from these samples (`rows`: each one's place among them)."""
+    """Return the facts of rows that were made from these samples (`rows`: each one's place among them).
+
+    Raises `DataError` where no sample has the key `take_turns` in its metadata.
+    """
     numbers: dict[Any, int] = {}
     levels, turns = [], []
+    seen: set[str] = set()
     for sample in samples:
+        seen.update(sample.metadata)
         levels.append(sample.metadata.get("level"))
         turns.append(numbers.setdefault(sample.metadata.get(take_turns), len(numbers)))
+    if take_turns and take_turns not in seen:
+        known = did_you_mean(take_turns, seen) or "They have no metadata."
+        raise DataError(f"take_turns: no conversation has {take_turns!r} in its metadata", hint=known)
     return Facts([levels[row] for row in rows], [turns[row] for row in rows])
 
 

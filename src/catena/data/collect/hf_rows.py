@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from catena.core.types import Shape
 from catena.data.collect.card import kind_of
+from catena.hub.fields import near
 
 # Column names that tell a shape, best first; the field of the sample is the key.
 USUAL: dict[str, tuple[str, ...]] = {
@@ -221,7 +222,7 @@ def sample_of(
     used = {name: column_of(row, name, columns) for name in FIELDS[shape]}
     missing = [name for name, column in used.items() if column is None or row[column] is None]
     if missing:
-        return BadRow("bad_row", f"no column for {missing[0]}: it has {', '.join(sorted(map(str, row)))}")
+        return BadRow("bad_row", _no_column(missing[0], row))
     values = {name: row[column] for name, column in used.items() if column is not None}
     rest = {k: v for k, v in row.items() if k not in used.values() and k != "key" and isinstance(v, PLAIN)}
     if shape == "conversation":
@@ -240,6 +241,14 @@ def sample_of(
     if not any(str(value).strip() for value in values.values()):
         return BadRow("bad_row", "no text in it")
     return {name: str(value) for name, value in values.items()}, rest
+
+
+def _no_column(name: str, row: Mapping[str, Any]) -> str:
+    """Say that no column holds a field, which there are, and whether one is nearly called as one that is known."""
+    known = {column for columns in USUAL.values() for column in columns}
+    columns = sorted(map(str, row))
+    guess = next((f" {told}" for column in columns if column not in known and (told := near(column, known))), "")
+    return f"no column for {name}: it has {', '.join(columns)}.{guess}".rstrip()
 
 
 def _turns(value: Any) -> list[dict[str, str]]:
