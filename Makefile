@@ -29,8 +29,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt tests/plugin/pyproject.toml | $(VEN
 
 demo: $(VENV)/.installed
 	$(BIN)/catena run recipes/python-helper.yaml --report report.html
-	$(BIN)/catena chat python-helper@production \
-	    "What does json.dumps do?" "Tell me about textwrap.indent, please." "re.findall 是做什么的？"
+	$(BIN)/catena chat python-helper@production --examples 3
 	@echo
 	@echo "The whole story is in report.html. Go on with:"
 	@echo "  $(BIN)/catena chat python-helper@production       ask more"

@@ -24,6 +24,7 @@ from catena.flow.plan import PlannedStep, make_plan
 from catena.flow.recipe import Recipe, load_recipe, one_step
 from catena.flow.run import RecipeRun, run_recipe
 from catena.hub.datasets import Dataset
+from catena.hub.examples import Example, held_out
 from catena.hub.lineage import AnswerSource, Graph, answer_sources, trace
 from catena.hub.store import FOLDER, Store, init_store, open_store
 from catena.hub.versions import put_rows
@@ -303,6 +304,10 @@ class ModelHandle:
     def sources(self, answer: str, limit: int = 3) -> list[AnswerSource]:
         """Say which training samples, and so which pages, an answer was learnt from."""
         return answer_sources(self.store, self.version, answer, limit=limit)
+
+    def examples(self, count: int = 3) -> list[Example]:
+        """Return questions that were kept back when it was trained, with their answers; see `catena chat --examples`."""
+        return held_out(self.store, self.version, count)
 
     def close(self) -> None:
         """End the engine, and let `catena gc` have the folder."""

@@ -25,6 +25,7 @@ from catena.hub.index import now
 from catena.hub.store import Store, init_store, open_store
 from catena.models.checkpoint import describe, save
 from catena.models.tokenizer import train_tokenizer
+from catena.workspace import Workspace
 from tests.cli.conftest import Catena
 
 QUESTION, ANSWER = "What does json.loads do?", "Deserialize a document to a Python object."
@@ -60,6 +61,8 @@ def workspace(here: Path, folder: Path) -> Iterator[Store]:
         writer.add(
             Sample("s1", {"messages": messages}, {"page": "pydoc:/json.html"}, "pydoc:/json.html", split="train")
         )
+        messages = [{"role": "user", "content": "json.loads 有什么用？"}, messages[1]]
+        writer.add(Sample("s2", {"messages": messages}, {"page": "pydoc:/json.html"}, split="test"))
         talk = writer.commit()
     model = store.put_model(folder, **describe(folder))
     run = Run(id="r0", group="g", step="talk", stage="data.converse", key="k0", output=talk.digest, started=now())
@@ -85,6 +88,27 @@ def test_chat_prints_question_answer_and_pages(workspace: Store, catena: Catena)
     result = catena("chat", "tiny", QUESTION, "--max-tokens", "4")
     assert result.out.startswith(f"? {QUESTION}\n")
     assert "\n  learnt from: " in result.out
+
+
+def test_chat_asks_what_was_kept_back_and_says_what_was_expected(workspace: Store, catena: Catena) -> None:
+    result = catena("chat", "tiny", "--examples", "3", "--max-tokens", "4")
+    assert result.code == 0, result.err
+    assert result.out.startswith("? json.loads 有什么用？\n")
+    assert f"\n  expected: {ANSWER}\n" in result.out
+    with Workspace(workspace) as opened:
+        assert [example.expected for example in opened.model("tiny").examples()] == [ANSWER]
+    first, second = catena("chat", "tiny", QUESTION, "--examples", "1", "--max-tokens", "4", "--json").json
+    assert (first["question"], first["expected"], first["as_expected"]) == (QUESTION, None, None)
+    assert (second["expected"], second["as_expected"]) == (ANSWER, False)
+
+
+def test_chat_without_kept_back_questions_says_so(workspace: Store, folder: Path, catena: Catena) -> None:
+    model = workspace.put_model(folder, license="MIT", **describe(folder))
+    workspace.index.add_artifact(model)
+    workspace.index.add_name("bare", model.digest)
+    result = catena("chat", "bare", "--examples", "3")
+    assert (result.code, "no questions to try it with" in result.err) == (2, True)
+    assert "hint: Ask your own" in result.err
 
 
 def test_lineage_of_an_answer_leads_to_its_page(workspace: Store, catena: Catena) -> None:

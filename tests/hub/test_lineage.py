@@ -11,10 +11,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from catena.core.errors import UsageError
 from catena.core.sample import Sample, sample_id
 from catena.core.types import Artifact, DatasetVersion, ModelVersion, Run, Score
 from catena.hub.attribution import answer_sources
 from catena.hub.drawing import as_svg
+from catena.hub.examples import held_out
 from catena.hub.lineage import Graph, as_json, as_text, graph_of, sources, trace
 from catena.hub.store import Store
 
@@ -280,3 +282,49 @@ def test_only_what_was_trained_on_counts(store: Store, chain: dict[str, Any]) ->
     assert answer_sources(store, chain["small"], "Quite another thing") == []
     assert answer_sources(store, chain["base"], "Remove a file.") == []
     assert answer_sources(store, chain["small"], "") == []
+
+
+def exchange(split: str, name: str, template: str, question: str) -> Sample:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": f"It is {name}."}]
+    metadata = {"page": f"site:/{name.partition('.')[0]}.html", "template": template}
+    return Sample(sample_id(split, question), {"messages": messages}, metadata, split=split)
+
+
+@pytest.fixture
+def asked(history: History) -> dict[str, Any]:
+    """A model of conversations of which two splits were kept back, with four phrasings each, and a smaller form."""
+    forms = ("What is {}?", "Say what {} is", "Name the use of {}", "{} 是做什么的？")
+    with history.store.new_dataset("conversation") as out:
+        for name in ("a.one", "b.two", "c.three", "d.four"):
+            out.add(exchange("train", name, "fixed", f"{name}?"))
+            for split in ("kept", "unseen"):
+                for number, form in enumerate(forms):
+                    out.add(exchange(split, name, f"{split}/{number}", form.format(name)))
+        talks = out.commit()
+    talks = history.run("data.converse", {}, talks, "talks")
+    tuned = history.run("train.sft", {"data": talks}, history.model("tuned"), "tuned")
+    small = history.run("compress.quantize", {"model": tuned}, history.model("small", "quantized"), "small")
+    return {"talks": talks, "small": small}
+
+
+def test_examples_are_kept_back_spread_over_phrasings_and_one_is_chinese(store: Store, asked: dict[str, Any]) -> None:
+    drawn = held_out(store, asked["small"], 3)
+    assert drawn == held_out(store, asked["small"], 3)
+    assert len({example.phrasing for example in drawn}) == len({example.page for example in drawn}) == 3
+    assert {example.split for example in drawn} == {"kept", "unseen"}
+    assert {example.dataset for example in drawn} == {asked["talks"].digest}
+    assert "是做什么的" in drawn[-1].question
+    assert drawn[0].is_answered_by(f" {drawn[0].expected}\n")
+    assert not drawn[0].is_answered_by(drawn[1].expected)
+    assert len({example.question + example.split for example in held_out(store, asked["small"], 8)}) == 8
+    assert len(held_out(store, asked["small"], 1000)) == 32
+
+
+def test_a_model_without_such_questions_is_told(store: Store, chain: dict[str, Any], history: History) -> None:
+    assert [example.question for example in held_out(store, chain["small"], 3)] == ["Say what os.link does"]
+    with pytest.raises(UsageError, match="no questions to try it with"):
+        held_out(store, chain["base"], 3)
+    learnt = history.conversations(("train", "What is it?", "A thing.", "site:/it.html"))
+    model = history.run("train.sft", {"data": learnt}, history.model("other"), "other")
+    with pytest.raises(UsageError, match="no questions to try it with"):
+        held_out(store, model, 3)

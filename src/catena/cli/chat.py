@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A question, what the model said, and the pages it learnt that from."""
+    """A question, what the model said, the pages it learnt that from, and what it should have said if that is known."""
 
     question: str
     answer: str
     sources: list[AnswerSource] = field(default_factory=list)
+    expected: str | None = None
+    as_expected: bool | None = None
 
     def learnt_from(self) -> str:
         """Return the pages on one line; how near they are, where the words are not the same."""
@@ -36,6 +38,12 @@ class Answer:
             for source in self.sources
         ]
         return f"learnt from: {', '.join(shown)}"
+
+    def judged(self) -> str:
+        """Return whether the answer is the expected one, on one line; nothing where none is known."""
+        if self.expected is None:
+            return ""
+        return "as expected" if self.as_expected else f"expected: {' '.join(self.expected.split())}"
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from catena.cli.chat import Answer
     from catena.core.types import ModelVersion
     from catena.govern.config import GovernConfig
+    from catena.hub.examples import Example
     from catena.hub.store import Store
     from catena.settings import ServeSettings
 
@@ -32,39 +33,51 @@ def chat(
     questions: Annotated[
         list[str] | None, typer.Argument(metavar="[QUESTION]...", help="Without one, questions are read line by line.")
     ] = None,
+    examples: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Ask N questions that were kept back when it was trained.")
+    ] = 0,
     url: Annotated[str | None, typer.Option(metavar="URL", help="Ask this server instead of starting one.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Longest answer, in tokens; by default the server's limit.")
     ] = None,
 ) -> None:
-    """Ask a model, and see which pages it learnt that from. Each question stands by itself."""
+    """Ask a model, and see which pages it learnt that from. Each question stands by itself.
+
+    With --examples it is asked what its data know the answer to, and every answer is held against that.
+    """
     from catena.cli.chat import Answer, ask, connect, opened_server
     from catena.core.types import ModelVersion
+    from catena.hub.examples import held_out
     from catena.hub.lineage import answer_sources
 
     session = session_of(context)
     out, name = session.out, model.partition("@")[0]
     with session.open() as workspace, ExitStack() as stack:
         version = workspace.store.resolve(model, ModelVersion)
+        known = held_out(workspace.store, version, examples) if examples else []
         where = url or stack.enter_context(opened_server(workspace.store, version, name))
         client = stack.enter_context(connect(where, loopback=url is None))
 
-        def answer(question: str) -> Answer:
+        def answer(question: str, known: Example | None = None) -> Answer:
             show: Callable[[str], None] = (lambda piece: None) if out.json else out.piece
             text = ask(client, name, question, max_tokens=max_tokens, show=show)
-            return Answer(question, text, answer_sources(workspace.store, version, text))
+            found = Answer(question, text, answer_sources(workspace.store, version, text))
+            return replace(found, expected=known.expected, as_expected=known.is_answered_by(text)) if known else found
 
-        answers = [_shown(session, question, answer) for question in questions or _typed(session)]
+        asked = questions or (() if known else _typed(session))
+        answers = [_shown(session, question, partial(answer, question)) for question in asked]
+        answers += [_shown(session, one.question, partial(answer, one.question, one)) for one in known]
     if out.json:
         out.value([asdict(answer) for answer in answers])
 
 
-def _shown(session: Session, question: str, answer: Callable[[str], Answer]) -> Answer:
+def _shown(session: Session, question: str, answer: Callable[[], Answer]) -> Answer:
     if session.out.json:
-        return answer(question)
+        return answer()
     session.out.line(f"? {question}")
-    found = answer(question)
-    session.out.line(f"\n  {found.learnt_from()}\n")
+    found = answer()
+    below = [found.learnt_from(), found.judged()]
+    session.out.line("".join(f"\n  {line}" for line in below if line) + "\n")
     return found
 
 
@@ -209,6 +222,7 @@ SERVE_EXAMPLES = """\
   catena serve python-helper --allow-host models.example --set serve.max_connections=4000"""
 CHAT_EXAMPLES = """\
   catena chat python-helper@production 'What does json.loads do?'
+  catena chat python-helper@production --examples 3
   catena chat python-helper --url http://127.0.0.1:8000
   catena chat python-helper 'What does os.walk do?' --json"""
 COMMANDS = (("chat", chat, CHAT_EXAMPLES), ("serve", serve, SERVE_EXAMPLES))

@@ -42,13 +42,13 @@ def answer_sources(store: Store, model: ModelVersion, answer: str, limit: int = 
 
     Samples with the very same answer are returned alone; else the nearest by words, or nothing where none is near.
     """
-    wanted, words = _normal(answer), _words(answer)
+    wanted, words = normal(answer), _words(answer)
     exact: dict[tuple[str, str], AnswerSource] = {}
     near: dict[tuple[str, str], AnswerSource] = {}
     similarity: dict[str, float] = {}
     for dataset, sample in _learnt_from(store, model):
-        for question, reference in _turns(sample):
-            text = _normal(reference)
+        for question, reference in turns(sample):
+            text = normal(reference)
             page = str(sample.metadata.get("page") or sample.source)
             key = (page, text)
             if key in exact or key in near or not text:
@@ -67,14 +67,14 @@ def answer_sources(store: Store, model: ModelVersion, answer: str, limit: int = 
 
 def _learnt_from(store: Store, model: ModelVersion) -> Iterator[tuple[DatasetVersion, Sample]]:
     """Yield the samples of every conversation dataset that the model, or one it was made from, was trained on."""
-    for digest, split in _trained_on(store, model.digest).items():
+    for digest, split in trained_on(store, model.digest).items():
         dataset = store.index.artifact(digest)
         if isinstance(dataset, DatasetVersion) and dataset.shape == "conversation":
             for sample in store.open_dataset(dataset).samples(split):
                 yield dataset, sample
 
 
-def _trained_on(store: Store, digest: str) -> dict[str, str | None]:
+def trained_on(store: Store, digest: str) -> dict[str, str | None]:
     """Return the digests of all inputs of all models up the line, each with the split that was learnt (None: all)."""
     found: dict[str, str | None] = {}
     waiting, seen = [digest], {digest}
@@ -98,7 +98,7 @@ def _split(run: Run, dataset: DatasetVersion) -> str | None:
     return wanted if wanted in dataset.splits and wanted != "all" else None
 
 
-def _turns(sample: Sample) -> Iterator[tuple[str, str]]:
+def turns(sample: Sample) -> Iterator[tuple[str, str]]:
     """Yield each assistant message with the message before it."""
     before = ""
     for turn in sample.data["messages"]:
@@ -107,7 +107,8 @@ def _turns(sample: Sample) -> Iterator[tuple[str, str]]:
         before = turn["content"]
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
+    """Return a text with one blank in place of each stretch of white space."""
     return " ".join(text.split())
 
 
