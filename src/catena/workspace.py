@@ -306,7 +306,7 @@ class ModelHandle:
         return answer_sources(self.store, self.version, answer, limit=limit)
 
     def examples(self, count: int = 3) -> list[Example]:
-        """Return questions that were kept back when it was trained, with their answers; see `catena chat --examples`."""
+        """Return questions that were kept back when it was trained, and their answers; see `catena chat --examples`."""
         return held_out(self.store, self.version, count)
 
     def close(self) -> None:
