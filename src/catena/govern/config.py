@@ -1,4 +1,4 @@
-"""Settings of governance; `settings.py` has them as `govern.*`. Each of the three is off until it is switched on."""
+"""Settings of governance; `settings.py` has them as `govern.*`. Keys, audit and moderation are off until they are switched on."""
 
 from __future__ import annotations
 
@@ -104,11 +104,23 @@ class ModerationConfig(Config):
     """How often word lists are looked at for changes, in seconds."""
 
 
+class FeedbackConfig(Config):
+    """What users say of answers."""
+
+    on: bool = True
+    """Whether `POST /v1/feedback` is taken, while the audit is on: what is said is learnt from together with it."""
+    keep_days: float = Field(default=7.0, gt=0)
+    """So long after an answer it can be rated, in days."""
+    most_answers: int = Field(default=5_000_000, ge=1)
+    """Most rows of answers that can be rated (up to three for each); the oldest go first."""
+
+
 class GovernConfig(Config):
     """Governance of a server."""
 
     auth: AuthConfig = AuthConfig()
     audit: AuditConfig = AuditConfig()
     moderation: ModerationConfig = ModerationConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
     allow_open: bool = False
     """Whether a server without `auth` may listen where other machines reach it."""

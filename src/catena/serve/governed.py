@@ -18,6 +18,7 @@ from catena.govern.access import Access
 from catena.govern.audit.log import Log
 from catena.govern.config import GovernConfig
 from catena.govern.crypto import open_signer
+from catena.govern.feedback.book import Book
 from catena.govern.keys import Keys
 from catena.govern.moderation.classifier import Filter, load_filter
 from catena.govern.moderation.moderator import Moderator
@@ -27,6 +28,7 @@ from catena.serve.config import ServeConfig
 from catena.serve.hosts import is_loopback
 from catena.serve.middleware.audit import Audit
 from catena.serve.middleware.auth import Auth
+from catena.serve.middleware.feedback import Feedback
 from catena.serve.middleware.moderation import Moderation
 
 
@@ -45,8 +47,13 @@ def governed(store: Store, config: GovernConfig, serve: ServeConfig) -> Iterator
             access = Access(Keys(store.index).all, store.root, open_signer(store.root), config.auth, tokens).open()
             stack.callback(access.close)
             made.append(Middleware(Auth, access=access, config=serve))
+        moderator = None
         if config.moderation.on:
             moderator = stack.enter_context(Moderator(config.moderation, _filter(store, config)))
+        if config.audit.on and config.feedback.on:
+            book = stack.enter_context(Book(store.root, config.audit, config.feedback))
+            made.append(Middleware(Feedback, book=book, config=serve, moderator=moderator))
+        if moderator is not None:
             made.append(Middleware(Moderation, moderator=moderator, config=serve))
         yield made
 

@@ -24,6 +24,8 @@ RULES: Mapping[str, Rule] = {
     "/v1/decisions": "infer",
     "/tokenize": "infer",
     "/detokenize": "infer",
+    "/v1/feedback": {"GET": "data", "POST": "feedback"},
+    "/v1/feedback/{id}": {"GET": "data"},
     "/v1/models": "models",
     "/v1/models/{name:path}": "models",
     "/health": "public",

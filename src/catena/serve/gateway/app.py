@@ -40,6 +40,7 @@ from catena.serve.gateway.config import DeployConfig, ModelConfig
 from catena.serve.gateway.exchange import open_session
 from catena.serve.gateway.limits import Limits
 from catena.serve.gateway.meters import Counter, Meters
+from catena.serve.gateway.opinions import Opinions
 from catena.serve.gateway.pool import Pool
 from catena.serve.gateway.relay import Relay
 from catena.serve.gateway.scaling import Load, Scaler
@@ -94,6 +95,7 @@ class Gateway:
         self.draining = False
         self._began = int(time.time())
         self._tasks: list[asyncio.Task[None]] = []
+        self._opinions = Opinions(middleware, self.releases)
         self._relay = Relay(self)
         self._pages = self._routes()
         self.app: ASGIApp = self._dispatch
@@ -284,7 +286,7 @@ class Gateway:
         return JSONResponse({"ready": good, "replicas": replicas}, 200 if good else 503)
 
     async def _metrics(self, request: Request) -> Response:
-        families = [*self.meters.families(), *_gauges(self.pools)]
+        families = [*self.meters.families(), *_gauges(self.pools), *await asyncio.to_thread(self._opinions.families)]
         if self.config.telemetry.gpus:
             families += await gpus.gpu_families()
         text = meters.render(families) + await self._replica_metrics()

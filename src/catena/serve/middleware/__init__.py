@@ -1,6 +1,6 @@
 """What stands before the routes when it is switched on: pure ASGI, one file each, outermost first.
 
-    audit -> auth -> (limits, cache) -> moderation -> routes
+    audit -> auth -> feedback -> moderation -> routes
 
 They meet in one `Exchange` for each request (`exchange.py`): who asks, the body, what was decided.
 """

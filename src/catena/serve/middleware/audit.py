@@ -218,12 +218,15 @@ def said(data: bytes) -> dict[str, Any]:
     texts: dict[str, list[str]] = {}
     ends: dict[str, Any] = {}
     others: list[Any] = []
+    about: dict[str, Any] = {}
     for line in data.split(b"\n"):
         if not line.startswith(b"data: {"):
             continue
         body = _parsed(line[6:])
         if not isinstance(body, dict):
             continue
+        if not about:  # which answer of which weights: the first event says it
+            about = {name: body[name] for name in ("id", "system_fingerprint") if isinstance(body.get(name), str)}
         known = False
         for choice in body.get("choices") or ():
             known = True
@@ -239,4 +242,9 @@ def said(data: bytes) -> dict[str, Any]:
             texts.setdefault(str(body.get("output_index", 0)), []).append(body["delta"])
         if "error" in body or not known:
             others.append(body)
-    return {"text": {index: "".join(pieces) for index, pieces in texts.items()}, "ends": ends, "events": others}
+    return {
+        **about,
+        "text": {index: "".join(pieces) for index, pieces in texts.items()},
+        "ends": ends,
+        "events": others,
+    }
