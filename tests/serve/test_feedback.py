@@ -58,7 +58,9 @@ def served(store: Store, tokenizer: Any) -> Iterator[Served]:
         auth=AuthConfig(on=True), audit=AuditConfig(on=True), moderation=ModerationConfig(on=True, personal=False)
     )
     with governed(store, config, ServeConfig()) as middleware:
-        app = build_app({"tiny": Scripted(tokenizer, ANSWER)}, fingerprints={"tiny": "abcdef0123456789"}, middleware=middleware)
+        app = build_app(
+            {"tiny": Scripted(tokenizer, ANSWER)}, fingerprints={"tiny": "abcdef0123456789"}, middleware=middleware
+        )
         with background(app) as url:
             yield Served(url, keys)
 
@@ -142,7 +144,10 @@ def test_a_correction_that_moderation_blocks_is_not_kept(served: Served, store: 
 
 
 def test_traces_join_question_answer_and_what_was_said(served: Served, store: Store) -> None:
-    names = [served.ask("ada").headers["x-request-id"], served.ask("ada", "And now?", stream=True).headers["x-request-id"]]
+    names = [
+        served.ask("ada").headers["x-request-id"],
+        served.ask("ada", "And now?", stream=True).headers["x-request-id"],
+    ]
     served.rate("ada", names[0], "down", correction="Tomorrow.")
     served.rate("ada", names[1], "up", consent=False)
     first, second = traces(store)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from catena.cli.data import Author, Name, who
 from catena.cli.session import Session, session_of
+from catena.core.errors import UsageError
 
 
 def erase(
@@ -17,6 +19,9 @@ def erase(
         list[str] | None, typer.Option("--id", metavar="ID", help="A row's `_id`; may be given often.")
     ] = None,
     where: Annotated[str, typer.Option(metavar="FIELD=VALUE", help="All rows with this value, in any version.")] = "",
+    subject: Annotated[
+        str, typer.Option(metavar="SUBJECT", help="All rows that were collected of this subject's feedback.")
+    ] = "",
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept in the tombstone.")] = "",
     sources: Annotated[
         bool, typer.Option("--sources", help="Also what the rows were made from, and all made of that.")
@@ -30,6 +35,9 @@ def erase(
 
     session = session_of(context)
     with session.open() as workspace, session.out.progress() as listeners:
+        if subject and (where or id):
+            raise UsageError("say which rows in one way: --id, --where or --subject")
+        where = f"metadata.subject={_tag(session, workspace.store.root, subject)}" if subject else where
         done = erase(
             workspace.store,
             name,
@@ -46,6 +54,15 @@ def erase(
         session.out.value({**shown, "dry_run": dry_run})
     else:
         _say(session, shown, dry_run)
+
+
+def _tag(session: Session, root: Path, subject: str) -> str:
+    """Return the keyed hash by which rows tell whose they are."""
+    from catena.govern.audit.log import Places
+    from catena.govern.audit.vault import Vault
+    from catena.govern.crypto import sealing_key
+
+    return Vault(Places(root, session.settings().govern.audit).subjects, sealing_key(root)).tag(subject)
 
 
 def _say(session: Session, done: dict[str, Any], dry_run: bool) -> None:
@@ -94,7 +111,8 @@ COMMANDS = (
         "erase",
         erase,
         "  catena data erase pages --id 3f2a... --reason 'asked by the person'\n"
-        "  catena data erase pages --where _source=https://example.org/ada --dry-run",
+        "  catena data erase pages --where _source=https://example.org/ada --dry-run\n"
+        "  catena data erase feedback --subject ada@corp --reason 'asked by the person'",
     ),
     ("erased", erased, "  catena data erased --json"),
 )

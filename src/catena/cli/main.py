@@ -25,6 +25,7 @@ from catena.cli import (
     deploy,
     erase,
     export,
+    feedback,
     history,
     keys,
     model,
@@ -60,8 +61,8 @@ data_app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for commands in (data, commit, erase):
-    for name, command, example in commands.COMMANDS:
+for table in (data.COMMANDS, commit.COMMANDS, erase.COMMANDS, feedback.DATA_COMMANDS):
+    for name, command, example in table:
         data_app.command(name, epilog=f"\b\nExamples:\n{example}")(command)
 app.add_typer(data_app)
 app.add_typer(bench.app)
@@ -69,6 +70,7 @@ for noun, help_, group in (
     ("keys", "Who may use a server that runs with --auth.", keys.COMMANDS),
     ("audit", "What was asked, answered, decided and administered.", audit.COMMANDS),
     ("compliance", "Evidence for a checklist, and the change log of models.", compliance.COMMANDS),
+    ("feedback", "What users said of answers.", feedback.COMMANDS),
     ("release", "A new model for few users first, and back if it is worse.", release.COMMANDS),
 ):
     noun_app = typer.Typer(

@@ -52,8 +52,8 @@ class Trace:
 class TraceSource(Protocol):
     """Where traces come from."""
 
-    def rated(self, since: int) -> tuple[list[Trace], int]:
-        """Return the traces whose feedback is new or changed since a cursor (0: all), oldest first, and the next one."""
+    def rated(self, since: int, limit: int | None = None) -> tuple[list[Trace], int]:
+        """Return the traces whose feedback is new or changed since a cursor (0: all), in its order, and the next one."""
         ...
 
     def window(self, since: datetime | None, until: datetime | None) -> Iterator[Trace]:

@@ -17,6 +17,7 @@ STAGES = Registry(
         "data.collect_sql": "catena.data.collect.sql:collect_sql",
         "data.collect_objects": "catena.data.collect.objects:collect_objects",
         "data.collect_hf": "catena.data.collect.hf:collect_hf",
+        "data.collect_feedback": "catena.data.collect.feedback:collect_feedback",
         "data.ingest": "catena.data.ingest:ingest",
         "data.extract": "catena.data.extract:extract",
         "data.repair": "catena.data.repair:repair_texts",

@@ -1,4 +1,7 @@
-"""Settings of governance; `settings.py` has them as `govern.*`. Keys, audit and moderation are off until they are switched on."""
+"""Settings of governance; `settings.py` has them as `govern.*`.
+
+Keys, audit and moderation are off until they are switched on.
+"""
 
 from __future__ import annotations
 

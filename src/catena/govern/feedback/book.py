@@ -54,7 +54,10 @@ CREATE TABLE IF NOT EXISTS feedback (
     key TEXT NOT NULL, nonce BLOB NOT NULL, sealed BLOB NOT NULL,
     PRIMARY KEY (tag, trace)) WITHOUT ROWID;
 """
-COLUMNS = "tag, trace, name, model, rating, consent, corrected, answered, created, changed, revision, number, key, nonce, sealed"
+COLUMNS = (
+    "tag, trace, name, model, rating, consent, corrected, answered, created, changed, revision, number, "
+    "key, nonce, sealed"
+)
 
 
 def book_path(root: Path) -> Path:
@@ -226,7 +229,7 @@ class Book:
             (number,) = self._db.execute("SELECT coalesce(max(number), 0) + 1 FROM feedback").fetchone()
             created, revision = (before.created, before.revision + 1) if before is not None else (at, 1)
             self._db.execute(
-                f"INSERT OR REPLACE INTO feedback ({COLUMNS}) VALUES ({', '.join('?' * 15)})",  # noqa: S608
+                f"INSERT OR REPLACE INTO feedback ({COLUMNS}) VALUES ({', '.join('?' * 15)})",
                 (
                     *(tag, trace, name, model, said.rating, said.consent, bool(said.correction)),
                     *(answered, created, at, revision, number, key.hex(), nonce, sealed),
@@ -243,7 +246,7 @@ class Book:
             if value:
                 conditions.append(f"{column} = ?")
                 values.append(value)  # type: ignore[arg-type]
-        query = f"SELECT {COLUMNS} FROM feedback WHERE {' AND '.join(conditions)} ORDER BY number LIMIT ?"  # noqa: S608
+        query = f"SELECT {COLUMNS} FROM feedback WHERE {' AND '.join(conditions)} ORDER BY number LIMIT ?"
         with self._lock:
             self._vault.refresh()
             return [self._entry(row) for row in self._db.execute(query, (*values, -1 if limit is None else limit))]
@@ -251,7 +254,7 @@ class Book:
     def entry(self, id: str) -> Entry:
         """Return one feedback by its id; raises `NotFound`."""
         trace, _, tag = id.removeprefix("fb-").partition("-")
-        query = f"SELECT {COLUMNS} FROM feedback WHERE trace = ? AND substr(tag, 1, 8) = ?"  # noqa: S608
+        query = f"SELECT {COLUMNS} FROM feedback WHERE trace = ? AND substr(tag, 1, 8) = ?"
         with self._lock:
             self._vault.refresh()
             row = self._db.execute(query, (trace, tag)).fetchone()
@@ -266,7 +269,7 @@ class Book:
         return {(model, rating or "none"): count for model, rating, count in rows}
 
     def _one(self, tag: str, trace: str) -> Entry | None:
-        query = f"SELECT {COLUMNS} FROM feedback WHERE tag = ? AND trace = ?"  # noqa: S608
+        query = f"SELECT {COLUMNS} FROM feedback WHERE tag = ? AND trace = ?"
         row = self._db.execute(query, (tag, trace)).fetchone()
         return None if row is None else self._entry(row)
 

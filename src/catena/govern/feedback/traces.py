@@ -1,6 +1,6 @@
 """Traces from the audit: a request and its answer are joined by their id, and with what was said of them.
 
-    book (feedback since a cursor) -> ids, data keys -> one pass over the audit's frames, those keys opened -> traces
+book (feedback since a cursor) -> ids, data keys -> one pass over the audit's frames, those keys opened -> traces
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class AuditTraces:
         self._vault = Vault(self._places.subjects, sealing_key(root))
         self._invalid = require("cryptography.exceptions").InvalidTag
 
-    def rated(self, since: int) -> tuple[list[Trace], int]:
+    def rated(self, since: int, limit: int | None = None) -> tuple[list[Trace], int]:
         """Return the traces whose feedback is new or changed since a cursor, in its order, and the next cursor."""
         if not book_path(self._root).exists():
             return [], since
         with Book(self._root, self._config, FeedbackConfig()) as book:
-            said = book.entries(since=since)
+            said = book.entries(since=since, limit=limit)
         if not said:
             return [], since
         wanted = {one.trace for one in said if not one.erased}

@@ -63,7 +63,12 @@ class Feedback:
     """ASGI middleware."""
 
     def __init__(
-        self, app: ASGIApp, book: Book, config: ServeConfig, moderator: Moderator | None = None, rules: Rules | None = None
+        self,
+        app: ASGIApp,
+        book: Book,
+        config: ServeConfig,
+        moderator: Moderator | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self._app, self._book, self._config, self._moderator = app, book, config, moderator
         self._rules = rules or Rules()
