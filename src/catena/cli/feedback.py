@@ -21,7 +21,7 @@ def collect(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A value of data.collect_feedback.")
     ] = None,
 ) -> None:
-    """Make the next version of a dataset from feedback: consented, masked, filtered, without what is there twice.
+    """Make the next version of a dataset from feedback. Masked, filtered, and only where users agreed.
 
     Only what is new, changed, withdrawn or erased since the version before is looked at. Each trace that is kept back
     is a reject with its reason: `catena show NAME --rejects`.

@@ -53,7 +53,7 @@ class TraceSource(Protocol):
     """Where traces come from."""
 
     def rated(self, since: int, limit: int | None = None) -> tuple[list[Trace], int]:
-        """Return the traces whose feedback is new or changed since a cursor (0: all), in its order, and the next one."""
+        """Return the traces whose feedback is new or changed since a cursor (0: all), in its order, and the next."""
         ...
 
     def window(self, since: datetime | None, until: datetime | None) -> Iterator[Trace]:

@@ -49,7 +49,7 @@ class CollectFeedbackConfig(Config):
     """Only answers of these models, by the name that was asked for; empty: all."""
     system: bool = True
     """Keep the system prompt at the beginning of a conversation."""
-    mask: MaskConfig = MaskConfig()
+    mask: MaskConfig = Field(default_factory=lambda: MaskConfig.model_validate({}))
     """What is done about personal data."""
     filters: Annotated[dict[str, SerializeAsAny[Config]], BeforeValidator(parse_filters)] = Field(
         default_factory=lambda: parse_filters({"length": {"min_tokens": 1}})

@@ -80,8 +80,8 @@ class Feedback:
             return
         path = scope["path"]
         if path in ANSWERED and scope["method"] == "POST":
-            noting = _Noting(self._book, exchange_of(scope), send)
-            await self._app(scope, receive, noting.send)
+            noting = _Noting(self._book, exchange_of(scope), receive, send)
+            await self._app(scope, noting.receive, noting.send)
             return
         if path != PATH and not path.startswith(f"{PATH}/"):
             await self._app(scope, receive, send)
@@ -162,11 +162,18 @@ class Feedback:
 
 
 class _Noting:
-    """The sending side of an answer: its ids are noted when it begins."""
+    """An answer on its way: when it begins, it is noted whose it is and what it is called."""
 
-    def __init__(self, book: Book, exchange: Exchange, send: Send) -> None:
-        self._book, self._exchange, self._send = book, exchange, send
-        self._name, self._good, self._noted = "", False, False
+    def __init__(self, book: Book, exchange: Exchange, receive: Receive, send: Send) -> None:
+        self._book, self._exchange, self._receive, self._send = book, exchange, receive, send
+        self._name, self._model, self._good, self._noted = "", "", False, False
+
+    async def receive(self) -> Message:
+        """Pass a piece of the request on; in the first one that has it, the model is found."""
+        message = await self._receive()
+        if not self._model and message.get("body") and (found := MODEL.search(message["body"])):
+            self._model = found[1].decode("utf-8", "replace")
+        return message
 
     async def send(self, message: Message) -> None:
         """Pass a message on."""
@@ -181,11 +188,9 @@ class _Noting:
                 message = {**message, "headers": headers}
         elif self._good and not self._noted and message.get("body"):
             self._noted = True
-            begin, exchange = message["body"][:LOOKED_AT], self._exchange
-            found, model = NAME.search(begin), MODEL.search(begin)
+            found, exchange = NAME.search(message["body"][:LOOKED_AT]), self._exchange
             names = (self._name, found[1].decode() if found else "")
-            told = exchange.model or (model[1].decode("utf-8", "replace") if model else "")
-            self._book.note(_subject(exchange), exchange.id, names, told)
+            self._book.note(_subject(exchange), exchange.id, names, exchange.model or self._model)
         await self._send(message)
 
 
