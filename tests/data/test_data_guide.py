@@ -65,6 +65,11 @@ def test_every_example_runs_in_the_order_of_the_page(
     assert {out.split()[0] for out in ended.values()} == {f"{name}@1" for name in ended}
     assert "12 document rows, 1 rejects" in ended["agreed"]
     assert "12 example rows" in ended["labelled"]
+    assert "3 document rows, 1 rejects" in ended["worthy"]
+    assert "BEST PRICE" in told["catena show worthy --rejects"]
+    assert "semantic_duplicate" in told["catena show meant --rejects"]
+    assert "5 example rows" in ended["pairs"]
+    assert "no_translation" in told["catena show pairs --rejects"]
 
 
 def test_every_filter_and_every_stage_of_texts_is_on_the_page() -> None:
