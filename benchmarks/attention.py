@@ -5,8 +5,8 @@
 One layer's attention (4 heads of 64, float32, one row), forward and backward; each kind in a child process of its own
 that goes from short to long, so that the peak of its memory is that of the length. Dense is torch's fused causal
 kernel, which keeps no scores: its time grows with the square (minutes at 64k, `--dense 16384` leaves that out), its
-memory does not. Processor seconds of one thread, the faster of two (one above 8k). Prints a table, and writes `benchmarks/results/attention.json`
-and `attention.svg`.
+memory does not. Processor seconds of one thread, the faster of two (one above 8k). Prints a table, and writes
+`benchmarks/results/attention.json` and `attention.svg`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Facts about the pages: both languages show the same examples, recipes on them are recipes, and links lead somewhere."""
+"""Facts about the pages: both languages show the same examples, recipes are recipes, and links lead somewhere."""
 
 from __future__ import annotations
 
