@@ -73,6 +73,7 @@ def run_gateway(session: Session, config: DeployConfig) -> None:
     with ExitStack() as stack:
         store, middleware = _opened(session, config, stack)
         root = store.root if store else None
+        config = _queue_of(config, store)
         listener = stack.enter_context(closing(listen(config.host, config.port)))
         require_auth_beyond(listener, config.govern)
 
@@ -121,6 +122,14 @@ def _opened(session: Session, config: DeployConfig, stack: ExitStack) -> tuple[S
         for ref in filter(None, (model.model, *model.adapters.values())):
             store.resolve(ref, ModelVersion)
     return store, stack.enter_context(governed(store, govern, config.http))
+
+
+def _queue_of(config: DeployConfig, store: Store | None) -> DeployConfig:
+    """Let jobs be kept in the workspace's PostgreSQL, where it has one."""
+    if store is None or config.jobs.store or store.index.engine.dialect.name != "postgresql":
+        return config
+    url = store.index.engine.url.render_as_string(hide_password=False)
+    return config.model_copy(update={"jobs": config.jobs.model_copy(update={"store": url})})
 
 
 def serve_command(name: str, model: ModelConfig, store: Store | None) -> Sequence[str]:

@@ -191,6 +191,14 @@ class Access:
         _remember(self._known, digest, record.id)
         return self._judge(record.id)
 
+    def again(self, principal: Principal) -> Principal:
+        """Return who had asked, with the rights that the key has now; raises `Denied` where it opens nothing now.
+
+        For work that goes on after its request. A token is not kept, so that whoever came with one stays who they were.
+        """
+        self._require_knowledge()
+        return principal if principal.key == "jwt" else self._judge(principal.key)
+
     def _require_knowledge(self) -> None:
         limit = timedelta(hours=self._config.stale_after_h)
         if self._loaded is None or datetime.now(UTC) - self._loaded > limit:

@@ -38,20 +38,25 @@ class Part(BaseModel):
         return {key: inner for key, inner in value.items() if inner is not None or key not in known}
 
 
-class Body(Part):
-    """The body of a request."""
+class Given(Part):
+    """A whole body."""
 
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Fields that the schema has and we do not: the values that ask for nothing, so that clients which send defaults
     are not refused."""
 
+
+class Body(Given):
+    """The body of a request to a model."""
+
     model: str
 
 
 BodyT = TypeVar("BodyT", bound=Body)
+GivenT = TypeVar("GivenT", bound=Given)
 
 
-def parse(kind: type[BodyT], body: Any) -> BodyT:
+def parse(kind: type[GivenT], body: Any) -> GivenT:
     """Check a decoded body; raises `WireError` for the first mistake, with the field's path."""
     if not isinstance(body, dict):
         raise WireError("the body must be a JSON object")
@@ -66,7 +71,7 @@ def parse(kind: type[BodyT], body: Any) -> BodyT:
         raise _mistake(kind, _first(error.errors(include_url=False), given), given) from error
 
 
-def _refuse_unless_neutral(kind: type[Body], key: str, value: Any) -> None:
+def _refuse_unless_neutral(kind: type[Given], key: str, value: Any) -> None:
     # `1 == True` in Python, and `0 == False`: the types must agree as well, but 0 and 0.0 are one number in JSON.
     for neutral in kind.NEUTRAL[key]:
         if value == neutral and isinstance(value, bool) == isinstance(neutral, bool):
@@ -87,7 +92,7 @@ def _field(loc: tuple[Any, ...]) -> tuple[Any, ...]:
     return loc[:2] if len(loc) > 1 and isinstance(loc[1], int) else loc[:1]
 
 
-def _mistake(kind: type[Body], entry: Any, body: Any) -> WireError:
+def _mistake(kind: type[Given], entry: Any, body: Any) -> WireError:
     path = _path(entry, body)
     name = ".".join(path)
     if entry["type"] == "extra_forbidden":

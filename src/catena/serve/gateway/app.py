@@ -6,6 +6,7 @@ GET  /health                    200 as long as this process works
 GET  /ready                     200 while every model has a replica that answers, and nothing is shutting down
 GET  /metrics                   its own counts, those of every replica, and GPUs
      /admin/releases            serve/releases/admin.py
+     /v1/files, /v1/batches, /v1/responses/{id}     serve/jobs/
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from catena.serve.gateway.scaling import Load, Scaler
 from catena.serve.gateway.semantic import Semantic
 from catena.serve.gateway.traces import Traces
 from catena.serve.hosts import LoopbackHosts
+from catena.serve.jobs.service import Jobs
 from catena.serve.middleware.exchange import principal_of
 from catena.serve.releases.admin import Admin
 from catena.serve.releases.manager import Releases
@@ -96,6 +98,7 @@ class Gateway:
         self._began = int(time.time())
         self._tasks: list[asyncio.Task[None]] = []
         self._opinions = Opinions(middleware, self.releases)
+        self.jobs = Jobs(config.jobs, state, self, self.busy) if config.jobs.on else None
         self._relay = Relay(self)
         self._pages = self._routes()
         self.app: ASGIApp = self._dispatch
@@ -123,10 +126,14 @@ class Gateway:
             for name, pool in self.pools.items():
                 self.start_pool(pool, self.specs[name])
             self.releases.resume()
+            if self.jobs is not None:
+                self.jobs.begin()
             self._tasks += [asyncio.create_task(self._until_ready()), asyncio.create_task(self.releases.watch())]
             yield
         finally:
             self.draining = True
+            if self.jobs is not None:
+                await self.jobs.close()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -191,6 +198,14 @@ class Gateway:
         hint = did_you_mean(name, self.names())
         raise WireError(f"the model {name!r} does not exist. {hint}", param="model", code="model_not_found", status=404)
 
+    def busy(self, model: str) -> bool:
+        """Tell whether a model has no room beside the requests of those who wait for their answer."""
+        pool = self.pools.get(model) or self.pools.get(model.rpartition(":")[0])
+        if pool is None:
+            return False
+        room = max(1, len(pool.ready())) * pool.config.replicas.in_flight
+        return pool.waiting > 0 or pool.running >= room
+
     def names(self) -> list[str]:
         """Return every model, each followed by what it is with an adapter."""
         return [
@@ -251,6 +266,7 @@ class Gateway:
             Route("/ready", self._ready),
             Route("/metrics", self._metrics),
             *Admin(self.releases).routes,
+            *(self.jobs.routes if self.jobs is not None else ()),
         ]
         require_rules(routes)
         return Starlette(routes=routes, exception_handlers={HTTPException: http_exception, Exception: unexpected})

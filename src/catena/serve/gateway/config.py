@@ -18,6 +18,7 @@ from catena.core.config import Config, override, parse
 from catena.core.errors import ConfigError, NotFound
 from catena.govern.config import GovernConfig
 from catena.serve.config import ServeConfig
+from catena.serve.jobs.config import JobsConfig
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -243,6 +244,7 @@ class DeployConfig(Config):
     limits: LimitsConfig = LimitsConfig()
     cache: CacheConfig = CacheConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    jobs: JobsConfig = JobsConfig()
     govern: GovernConfig = GovernConfig()
     """Keys, audit and moderation, as in `catena.yaml`."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from catena.serve.middleware.exchange import principal_of
+from catena.serve.middleware.exchange import BEHALF, principal_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ def identity_of(scope: Scope) -> Identity:
     if principal is not None:
         key = principal.key if principal.key not in ("", "jwt") else principal.subject
         return Identity(principal.subject, principal.subject, principal.role, key)
+    if (behalf := scope.get(BEHALF)) is not None:
+        return Identity(behalf.tenant, behalf.tenant, "", behalf.tenant)
     for name, value in scope["headers"]:
         if name in (b"authorization", b"x-api-key", b"api-key"):
             digest = hashlib.blake2b(value, digest_size=12).hexdigest()

@@ -83,6 +83,10 @@ class Relay:
     async def _answer(self, call: Call, scope: Scope, reply: Outgoing) -> None:
         gateway = self.gateway
         pool, suffix = gateway.route(call)
+        if gateway.jobs is not None and call.ask.route == "responses" and call.ask.fields.get("background") is True:
+            call.status = 200
+            await reply.whole(call, 200, b"application/json", await gateway.jobs.accept(call.ask, scope))
+            return
         async with gateway.limits.reserved(call):
             if (hit := await gateway.cache.get(call, scope)) is not None:
                 call.status = 200

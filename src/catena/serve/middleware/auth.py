@@ -11,7 +11,7 @@ from catena.govern.roles import Action, Principal
 from catena.serve.config import ServeConfig
 from catena.serve.endpoint import Gone
 from catena.serve.errors import answer_to, refuse
-from catena.serve.middleware.exchange import Exchange, exchange_of, read_json
+from catena.serve.middleware.exchange import BEHALF, Behalf, Exchange, exchange_of, read_json
 from catena.serve.rules import Rules
 
 MODEL_PAGE = "/v1/models/"
@@ -35,7 +35,7 @@ class Auth:
             await self._app(scope, receive, send)
             return
         try:
-            principal = exchange.principal = await self._access.identify(credential(scope))
+            principal = exchange.principal = await self._identify(scope)
             self._require_action(principal, action, scope)
             if principal.models != ("*",):
                 receive = await read_json(scope, receive, self._config)
@@ -47,6 +47,15 @@ class Auth:
             await _refusal(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    async def _identify(self, scope: Scope) -> Principal:
+        behalf: Behalf | None = scope.get(BEHALF)
+        if behalf is None:
+            return await self._access.identify(credential(scope))
+        if behalf.principal is None:
+            raise Denied("this was asked for while nobody needed a key", code="missing_api_key")
+        exchange_of(scope).principal = behalf.principal  # who asked is known, also where it is refused now
+        return self._access.again(behalf.principal)
 
     def _require_action(self, principal: Principal, action: Action | None, scope: Scope) -> None:
         # What is no route goes on to be told so: only those who may ask at all learn which routes there are.

@@ -17,6 +17,17 @@ from catena.serve.endpoint import read_body
 from catena.serve.wire import WireError
 
 KEY = "catena.exchange"
+BEHALF = "catena.behalf"
+"""Key of the scope: for whom a job of this process asks (`Behalf`). No request over a network can set it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behalf:
+    """Who gave a job that is done now, when nobody is there to show a credential."""
+
+    principal: Principal | None
+    """None where nobody was asked who they are."""
+    tenant: str
 
 
 @dataclass(slots=True)

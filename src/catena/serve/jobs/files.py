@@ -1,0 +1,254 @@
+"""`/v1/files`: bytes are stored once, under their SHA-256; a row says whose they are and what they are called.
+
+POST /v1/files (multipart: file, purpose, expires_after)      GET /v1/files?purpose=&limit=&after=&order=
+GET | DELETE /v1/files/{id}                                   GET /v1/files/{id}/content
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message, Receive
+
+from catena.core.errors import IntegrityError
+from catena.core.registry import require
+from catena.hub.files import FileStore
+from catena.hub.locks import file_lock
+from catena.serve.jobs.config import JobsConfig
+from catena.serve.jobs.forms import ExpiresAfter, attachment, known_only, limit_of, page, plain_name
+from catena.serve.jobs.queue import Queue
+from catena.serve.jobs.tables import FileRow
+from catena.serve.jobs.who import tenant_of
+from catena.serve.wire import WireError
+
+CHUNK = 1 << 18
+FRAME_BYTES = 1 << 16
+"""A multipart body may be so much longer than its file."""
+FIELDS = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
+LISTED = 10_000
+
+
+class Files:
+    """Files of tenants."""
+
+    def __init__(self, queue: Queue, config: JobsConfig, state: Path) -> None:
+        self._queue, self._config = queue, config
+        self._store = FileStore(config.files or str(state / "files"))
+        self._lock = state / "files.lock"
+        self._state = state
+
+    # -- routes ------------------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        """Take a file in."""
+        require("python_multipart", "gateway")
+        _refuse_pages(request)
+        tenant = tenant_of(request.scope)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "multipart/form-data":
+            message = "the content type must be multipart/form-data"
+            raise WireError(message, code="unsupported_media_type", status=415)
+        receive = _bounded(request.receive, self._config.max_file_bytes + FRAME_BYTES)
+        try:
+            async with asyncio.timeout(self._config.upload_timeout_s):
+                async with Request(request.scope, receive).form(max_files=1, max_fields=8) as form:
+                    row = await self._taken(form, tenant)
+        except TimeoutError as error:
+            message = f"the file did not arrive within {self._config.upload_timeout_s:g} s"
+            raise WireError(message, code="request_timeout", status=408) from error
+        except (MultiPartException, ClientDisconnect) as error:
+            raise WireError(f"the body is not a whole form: {error}", code="invalid_form") from error
+        return JSONResponse(row.shown())
+
+    async def _taken(self, form: FormData, tenant: str) -> FileRow:
+        if unknown := sorted(set(form) - FIELDS):
+            raise WireError(f"unknown parameter: {unknown[0]}", param=unknown[0], code="unknown_parameter")
+        upload, purpose = form.get("file"), form.get("purpose")
+        if not isinstance(upload, UploadFile):
+            raise WireError("file is required", param="file", code="missing_required_parameter")
+        if purpose != "batch":
+            message = f"the purpose {purpose!r} is not supported by this server; only batch is"
+            raise WireError(message, param="purpose", code="unsupported_purpose")
+        size = upload.size or 0
+        if not size:
+            raise WireError("the file is empty", param="file", code="empty_file")
+        if size > self._config.max_file_bytes:
+            raise _too_long(self._config.max_file_bytes)
+        lifetime = _lifetime(form)
+        used = await asyncio.to_thread(self._queue.used, tenant)
+        if used + size > self._config.max_tenant_bytes:
+            message = f"files would have more than {self._config.max_tenant_bytes} bytes; delete some"
+            raise WireError(message, param="file", code="storage_limit_reached", status=413)
+        return await asyncio.to_thread(self._copied, upload, (tenant, plain_name(upload.filename or "")), lifetime)
+
+    def _copied(self, upload: UploadFile, whose: tuple[str, str], lifetime: float | None) -> FileRow:
+        with self.written() as path:
+            with path.open("wb") as stream:
+                while block := upload.file.read(CHUNK):
+                    stream.write(block)
+            return self.keep(path, whose, "batch", lifetime)
+
+    async def list(self, request: Request) -> Response:
+        """List a tenant's files."""
+        query = request.query_params
+        known_only(query, ("purpose", "limit", "after", "order"))
+        limit, order = limit_of(query, LISTED, LISTED), query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise WireError("order must be asc or desc", param="order", code="invalid_value")
+        wanted = (query.get("after", ""), limit + 1, order == "asc")
+        tenant = tenant_of(request.scope)
+        rows = await asyncio.to_thread(self._queue.files_of, tenant, query.get("purpose", ""), wanted)
+        return JSONResponse(page([row.shown() for row in rows], limit))
+
+    async def show(self, request: Request) -> Response:
+        """Show a file."""
+        return JSONResponse((await self._asked(request)).shown())
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a file; not while a batch reads it."""
+        row = await self._asked(request)
+        if await asyncio.to_thread(self._queue.needed, row.id):
+            message = "a batch that is not finished reads this file; cancel the batch first"
+            raise WireError(message, code="file_in_use", status=409)
+        await asyncio.to_thread(self.remove, row)
+        return JSONResponse({"id": row.id, "object": "file", "deleted": True})
+
+    async def content(self, request: Request) -> Response:
+        """Give a file's bytes."""
+        row = await self._asked(request)
+        if not await asyncio.to_thread(self._store.has, row.sha256):
+            raise IntegrityError(f"the bytes of {row.id} are missing")
+        headers = {
+            "content-length": str(row.bytes),
+            "content-disposition": attachment(row.name),
+            "x-content-type-options": "nosniff",
+        }
+        return StreamingResponse(self._pieces(row), media_type="application/octet-stream", headers=headers)
+
+    async def _asked(self, request: Request) -> FileRow:
+        return await self.find(request.path_params["id"], tenant_of(request.scope))
+
+    # -- for batches -------------------------------------------------------------------------------------------------
+
+    async def find(self, id: str, tenant: str, param: str | None = None) -> FileRow:
+        """Return a tenant's file; raises `WireError` 404, whosever it may be."""
+        row = await asyncio.to_thread(self._queue.file, id, tenant)
+        if row is None:
+            raise WireError(f"there is no file {id!r}", param=param, code="file_not_found", status=404)
+        return row
+
+    def written(self) -> _Temporary:
+        """Give a path to write a file to; it is gone afterwards."""
+        return _Temporary(self._state / "parts")
+
+    def keep(self, path: Path, whose: tuple[str, str], purpose: str, lifetime: float | None) -> FileRow:
+        """Store a file for a tenant under a name."""
+        with file_lock(self._lock):  # or somebody deletes the same bytes at this moment
+            row = self.put(path, whose, purpose, lifetime)
+            self._queue.add_file(row)
+        return row
+
+    def put(self, path: Path, whose: tuple[str, str], purpose: str, lifetime: float | None) -> FileRow:
+        """Store the bytes, and return the row that has yet to be written."""
+        stored, moment = self._store.put(path, whose[1]), time.time()
+        expires = None if lifetime is None else moment + lifetime
+        id = f"file-{secrets.token_hex(12)}"
+        return FileRow(id, whose[0], whose[1], purpose, stored.size, stored.sha256, moment, expires)
+
+    def locked(self) -> Any:
+        """Hold what keeps bytes from being deleted between `put` and their row."""
+        return file_lock(self._lock)
+
+    def remove(self, row: FileRow) -> None:
+        """Forget a file, and its bytes where nobody else has the same."""
+        with file_lock(self._lock):
+            if self._queue.remove_file(row.id) and self._store.has(row.sha256):
+                self._store.remove(row.sha256)
+
+    def sweep(self) -> None:
+        """Remove files whose time is over."""
+        for row in self._queue.expired_files():
+            if not self._queue.needed(row.id):
+                self.remove(row)
+
+    def lines(self, row: FileRow) -> Iterator[bytes]:
+        """Yield a file's lines; raises `IntegrityError` at the end where they are not what was stored."""
+        digest = hashlib.sha256()
+        with self._store.fs.open(f"{self._store.root}/{row.sha256[:2]}/{row.sha256}", "rb") as stream:
+            for line in stream:
+                digest.update(line)
+                yield line
+        if digest.hexdigest() != row.sha256:
+            raise IntegrityError(f"the bytes of {row.id} are not what was stored")
+
+    async def _pieces(self, row: FileRow) -> AsyncIterator[bytes]:
+        path = f"{self._store.root}/{row.sha256[:2]}/{row.sha256}"
+        stream = await asyncio.to_thread(self._store.fs.open, path, "rb")
+        try:
+            while block := await asyncio.to_thread(stream.read, CHUNK):
+                yield block
+        finally:
+            stream.close()
+
+
+class _Temporary:
+    """A file of a block."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = Path(tempfile.mkstemp(prefix="part-", dir=folder)[1])
+
+    def __enter__(self) -> Path:
+        return self._path
+
+    def __exit__(self, *error: object) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _bounded(receive: Receive, limit: int) -> Receive:
+    """Return what receives at most so many bytes."""
+    size = 0
+
+    async def bounded() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise _too_long(limit - FRAME_BYTES)
+        return message
+
+    return bounded
+
+
+def _too_long(limit: int) -> WireError:
+    return WireError(f"the file is longer than {limit} bytes", param="file", code="request_too_large", status=413)
+
+
+def _lifetime(form: FormData) -> float | None:
+    anchor, seconds = form.get("expires_after[anchor]"), form.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    try:
+        number = int(str(seconds))
+        return float(ExpiresAfter.model_validate({"anchor": anchor, "seconds": number}).seconds)
+    except ValueError as error:
+        message = "expires_after needs anchor=created_at and seconds from 3600 to 2592000"
+        raise WireError(message, param="expires_after", code="invalid_value") from error
+
+
+def _refuse_pages(request: Request) -> None:
+    """Refuse what a page of another site sends: unlike JSON, a form needs no leave of a browser."""
+    origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
+    if origin and origin.partition("://")[2] != host:
+        raise WireError("files are not taken from pages of other sites", code="forbidden_origin", status=403)
