@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib
 import ipaddress
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -91,7 +92,7 @@ def serve(
     signals = (signal.SIGTERM, signal.SIGINT)
     previous = [signal.signal(one, server.handle_exit) for one in signals]
     try:
-        asyncio.run(_beside(server, listener, beside))
+        _run(_beside(server, listener, beside))
     finally:
         for one, handler in zip(signals, previous, strict=True):
             signal.signal(one, handler)
@@ -116,7 +117,7 @@ def background(
 
     def run() -> None:
         try:
-            asyncio.run(_beside(server, listener, beside))
+            _run(_beside(server, listener, beside))
         except BaseException as error:  # noqa: BLE001  handed to the caller, who waits for it
             failure.append(error)
         finally:
@@ -132,6 +133,16 @@ def background(
         server.should_exit = True
         thread.join(grace_seconds + START_S)
         listener.close()
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop, which spends half as much on a connection, or on asyncio's own loop where it is not installed."""
+    try:
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = importlib.import_module("uvloop").new_event_loop
+    except ImportError:
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(work)
 
 
 async def _beside(server: _Server, listener: socket.socket, beside: AbstractAsyncContextManager[None] | None) -> None:

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from catena.core.finding import Act, Detector, Finding
 
 CONTEXT = 512
+"""Characters that have left and are still looked at, for what stands before a word decides whether it is one."""
+SLACK = 128
+"""So many more before they are forgotten: to cut a text costs too."""
 STEP = 16
 """New characters until it is looked again: each look costs, and what is new is mostly held back anyway."""
 Decide = Callable[[Finding], Act]
@@ -40,6 +43,10 @@ class Outcome:
     decisions: list[Decision] = field(default_factory=list)
     blocked: bool = False
     """Nothing more will leave."""
+    taken: int = 0
+    """Characters that are decided with this."""
+    changed: bool = False
+    """Whether they do not leave as they came."""
 
 
 class Stream:
@@ -51,6 +58,11 @@ class Stream:
         self._released = 0
         self._seen = 0
         self.blocked = False
+
+    @property
+    def held(self) -> int:
+        """How many characters have come and not left."""
+        return len(self._buffer) - self._released
 
     def push(self, piece: str, *, end: bool = False) -> Outcome:
         """Take a piece, and give what may leave; `end` when nothing follows."""
@@ -94,15 +106,17 @@ class Stream:
                 self.blocked = outcome.blocked = True
                 break
             parts.append(masked(worst))
+        outcome.changed = bool(parts) or self.blocked
         if not self.blocked:
             parts.append(self._buffer[at:hold])
         outcome.text = "".join(parts)
+        outcome.taken = hold - self._released
         self._released = hold
         return outcome
 
     def _trim(self) -> None:
         cut = self._released - CONTEXT
-        if cut <= CONTEXT:
+        if cut <= SLACK:
             return
         cut = min(detector.aligned(self._buffer, cut) for detector in self._detectors) if self._detectors else cut
         if cut > 0:

@@ -15,6 +15,7 @@ import aiohttp
 import orjson
 
 from catena.core.errors import EnvironmentProblem, RemoteError
+from catena.serve.gateway.process import Process, spawn
 
 logger = logging.getLogger(__name__)
 LINE_BYTES = 1 << 20
@@ -36,7 +37,7 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.name, self._command, self._environment = name, tuple(command), dict(environment)
         self._leash = -1
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
         self._readers: list[asyncio.Task[None]] = []
         self._said: asyncio.Future[Started] | None = None
         self.last_words: list[str] = []
@@ -56,16 +57,13 @@ class Child:
         """Start it and wait for its line. Raises `EnvironmentProblem` where it ends, or says nothing for so long."""
         read, self._leash = os.pipe()
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "catena.serve.gateway.leash", str(read), *self._command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(read,),
-                env={**os.environ, **self._environment},
-                start_new_session=True,  # Ctrl-C is for the gateway, which lets its replicas finish first
+            self._process = await spawn(
+                (sys.executable, "-m", "catena.serve.gateway.leash", str(read), *self._command),
+                {**os.environ, **self._environment},
+                keep=(read,),
                 limit=LINE_BYTES,
-            )  # fmt: skip
+                start_new_session=True,  # Ctrl-C is for the gateway, which lets its replicas finish first
+            )
         finally:
             os.close(read)
         self._said = asyncio.get_running_loop().create_future()
@@ -111,13 +109,14 @@ class Child:
         for reader in self._readers:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
+        if self._process is not None:
+            self._process.close()
         if self._leash >= 0:
             os.close(self._leash)
             self._leash = -1
 
     async def _read_out(self) -> None:
         assert self._process is not None
-        assert self._process.stdout is not None
         assert self._said is not None
         said = b""
         while line := await _line(self._process.stdout):
@@ -129,7 +128,6 @@ class Child:
 
     async def _read_err(self) -> None:
         assert self._process is not None
-        assert self._process.stderr is not None
         while line := await _line(self._process.stderr):
             text = line.decode(errors="replace").rstrip()
             self.last_words = [*self.last_words[-KEPT_LINES + 1 :], text]

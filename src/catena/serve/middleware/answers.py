@@ -15,6 +15,7 @@ import orjson
 from catena.govern.moderation.moderator import Moderator
 from catena.govern.moderation.stream import Outcome, Stream
 from catena.serve.middleware.exchange import Exchange
+from catena.serve.middleware.runs import Run, form_of
 from catena.serve.stream import DONE, event as framed
 
 FILTERED = "content_filter"
@@ -50,6 +51,11 @@ class Answers(ABC):
         """Return what ends a stream that is cut."""
         return DONE
 
+    def passed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return what leaves in place of all whole events in `data`, and what is not a whole one yet."""
+        *whole, rest = data.split(b"\n\n")
+        return b"".join(self.event(block) for block in whole), rest
+
     def event(self, block: bytes) -> bytes:
         """Return the bytes that leave in place of one event's."""
         if self.cut:
@@ -71,7 +77,17 @@ class Answers(ABC):
         if not isinstance(body, dict):
             self._exchange.decisions.append({"by": "moderation", "where": "answer", "decision": "dropped"})
             return b""
-        return b"".join(framed(one, str(one.get("type", name)) if name else "") for one in self.changed(body))
+        made = [self.before(body)]
+        made += [framed(one, str(one.get("type", name)) if name else "") for one in self.changed(body)]
+        self.understood(data, body)
+        return b"".join(made)
+
+    def before(self, body: dict[str, Any]) -> bytes:
+        """Return what is still owed of the events before this one."""
+        return b""
+
+    def understood(self, data: bytes, body: dict[str, Any]) -> None:
+        """Note an event that has been dealt with: more like it may follow."""
 
     def _pushed(self, key: Any, piece: str, *, end: bool = False) -> Outcome:
         stream = self._streams.get(key)
@@ -97,6 +113,7 @@ class ChoiceAnswers(Answers):
         self._wanted = parsed.get("n") or 1
         self._over: set[int] = set()
         self._blocked_early = False
+        self._run: Run | None = None
 
     def whole(self, body: Any) -> Any:
         """Return a body whose choices end where a blocked span begins."""
@@ -115,6 +132,61 @@ class ChoiceAnswers(Answers):
                 place.pop("tool_calls", None)
                 choice["finish_reason"] = FILTERED
         return body
+
+    def passed(self, data: bytes) -> tuple[bytes, bytes]:
+        """The same; events like the one before are looked through together."""
+        out: list[bytes] = []
+        at = 0
+        while not self.cut:
+            if self._run is not None:
+                text, end = self._run.read(data, at)
+                if end > at:
+                    out.append(self._together(self._run, text))
+                    at = end
+                    continue
+            end = data.find(b"\n\n", at)
+            if end < 0:
+                break
+            out.append(self.event(data[at:end]))
+            at = end + 2
+        return b"".join(out), data[at:]
+
+    def understood(self, data: bytes, body: dict[str, Any]) -> None:
+        """Take an event's form where there is none."""
+        if self._run is None and not self.cut:
+            form = form_of(data, body, TEXTS)
+            stream = self._streams.get((form.index, form.name)) if form is not None else None
+            if form is not None and stream is not None and form.index not in self._over:
+                self._run = Run(form, stream.held)
+
+    def _together(self, run: Run, text: str, *, end: bool = False) -> bytes:
+        """Return what leaves of a run's events."""
+        form = run.form
+        outcome = self._pushed((form.index, form.name), text, end=end)
+        ready = run.leaving(outcome)
+        if not outcome.blocked:
+            return b"".join(one if isinstance(one, bytes) else framed(form.event(one)) for one in ready)
+        self._run = None
+        self._over.add(form.index)
+        self._blocked_early = True
+        self.cut = len(self._over) >= self._wanted
+        left = "".join(one for one in ready if isinstance(one, str))
+        return framed(form.event(left, finish_reason=FILTERED))
+
+    def before(self, body: dict[str, Any]) -> bytes:
+        """Return what may leave of a run that is over, and all of it where its choice ends here."""
+        run = self._run
+        if run is None:
+            return b""
+        form, choices = run.form, body.get("choices") or ()
+        own = [one for one in choices if one.get("index", 0) == form.index and one.get("finish_reason") is not None]
+        if own and not any((one.get("delta") or one).get(form.name) for one in own):
+            left = self._together(run, "", end=True)
+        else:
+            owed = run.rest()
+            left = framed(form.event(owed)) if owed else b""
+        self._run = None
+        return left
 
     def changed(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield a chunk with what of its texts may leave."""

@@ -219,8 +219,10 @@ class _Outgoing:
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _events(self, body: bytes, more: bool) -> None:
-        *whole, self._held = (self._held + body).replace(b"\r\n", b"\n").split(b"\n\n")
-        out = b"".join(self._answers.event(block) for block in whole)
+        data = self._held + body
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n")
+        out, self._held = self._answers.passed(data)
         if not more and self._held.strip():
             out += self._answers.event(self._held)
         if self._answers.cut:
