@@ -155,10 +155,13 @@ class Broken:
     def __init__(self, log: Log, good: int, *, later: bool) -> None:
         self._log, self._good, self._later = log, good, later
 
-    def write(self, subject: str, entry: Any, done: Any) -> None:
+    def flush(self) -> None:
+        self._log.flush()
+
+    def write(self, subject: str, entry: Any, done: Any, *, soon: bool = False) -> None:
         self._good -= 1
         if self._good >= 0:
-            self._log.write(subject, entry, done)
+            self._log.write(subject, entry, done, soon=soon)
         elif self._later:
             done(DiskFull("no space is left"))
         else:

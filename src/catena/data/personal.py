@@ -12,9 +12,10 @@ from catena.data.pii import find, plain_form
 from catena.data.privacy import NOBODY, Kept
 
 # Longest first: an e-mail address has up to 64 + 1 + 255 characters, an IBAN 34 and its spaces, a telephone number 45.
-RUN = re.compile(r"[A-Za-z0-9@._%+:/-]{1,700}$")
-NUMBER = re.compile(r"[+(]?\d[\d ().+-]{0,95}$")
-ACCOUNT = re.compile(r"[A-Z]{2}(?:\d[\dA-Z ]{0,60})?$|[A-Z]$")
+# They are read from the end of the text to its beginning: a search for what ends there would begin at every place.
+RUN = re.compile(r"[A-Za-z0-9@._%+:/-]{0,700}")
+NUMBER = re.compile(r"[\d ().+-]{0,95}\d[+(]?|")
+ACCOUNT = re.compile(r"(?:[\dA-Z ]{0,60}\d)?[A-Z]{2}|[A-Z]|")
 # A number is judged by what stands before it: `version 1.2.3.4`, `order 4111...`. Those words are looked back at, so
 # only what begins behind them waits.
 
@@ -40,8 +41,10 @@ class Personal:
         """Return where the last run begins that may become an address or a number."""
         window = text[-1500:]
         plain, places = plain_form(window)
-        starts = [match.start() for pattern in (RUN, NUMBER, ACCOUNT) if (match := pattern.search(plain[-800:]))]
-        if not starts:
+        backwards = plain[-800:][::-1]
+        begin = backwards.startswith("\n")  # a line's end does not end an address that is set apart by it
+        length = max(match.end() for pattern in (RUN, NUMBER, ACCOUNT) if (match := pattern.match(backwards, begin)))
+        if length == begin:
             return len(text)
-        start = max(len(plain) - 800, 0) + min(starts)
+        start = len(plain) - length
         return len(text) - len(window) + (start if places is None else places[start])

@@ -24,7 +24,7 @@ import orjson
 from catena.core.errors import CatenaError, DiskFull, IntegrityError, environment_problem
 from catena.core.registry import require
 from catena.govern.audit.checkpoints import Checkpoints, Tip
-from catena.govern.audit.record import day_of, frames, link_of, opened, sealed_frame
+from catena.govern.audit.record import day_of, frames, link_of, opened, pack, sealed_frame
 from catena.govern.audit.vault import SYSTEM, Vault
 from catena.govern.config import AuditConfig
 from catena.govern.crypto import open_signer, sealing_key
@@ -36,7 +36,7 @@ MOST_AT_ONCE = 512
 VERIFY = "`catena audit verify` says where."
 Done = Callable[[CatenaError | None], None]
 Entry = Mapping[str, Any]
-Waiting = tuple[str, Callable[[], Entry], Done]
+Waiting = tuple[str, Callable[[], Entry] | bytes, Done]
 
 
 class Places:
@@ -94,11 +94,15 @@ class Log:
 
     # -- from any thread ---------------------------------------------------------------------------------------------
 
-    def write(self, subject: str, entry: Callable[[], Entry], done: Done) -> None:
+    def write(self, subject: str, entry: Callable[[], Entry] | bytes, done: Done, *, soon: bool = False) -> None:
         """Hand over an entry; `done` is called from the log's thread when it is on the disk, or with the problem.
 
-        `entry` is called in that thread too: what it costs to make one is not paid by who waits for an answer.
-        Raises `DiskFull` at once while nothing can be written and the policy is to stop.
+        `entry` is called in that thread too, so that a large one holds up nobody. A small one had better come made
+        (`made`): the log's thread then keeps the interpreter's lock for all of a batch, instead of waiting for it in
+        the middle of each entry.
+        With `soon` it waits for the next entry without, or for `flush`: so the record of a request that is answered at
+        once shares a commit with that of its answer. Raises `DiskFull` while nothing can be written and the policy is
+        to stop.
         """
         with self._wake:
             if self._problem is not None and self._config.when_full == "stop":
@@ -107,6 +111,12 @@ class Log:
             if len(self._waiting) >= MOST_WAITING:
                 raise DiskFull("the audit cannot keep up with what is asked", hint="Try again in a moment.")
             self._waiting.append((subject, entry, done))
+            if not soon:
+                self._wake.notify()
+
+    def flush(self) -> None:
+        """Let what waits be written now."""
+        with self._wake:
             self._wake.notify()
 
     def act(self, entry: Entry, subject: str = SYSTEM) -> None:
@@ -164,13 +174,13 @@ class Log:
         if self._problem is not None and time.monotonic() - self._tried < RETRY_S:
             return self._settled(len(batch), self._problem)
         self._tried = time.monotonic()
-        entries = [(subject, _made(make)) for subject, make, _ in batch]
+        entries = [(subject, make if isinstance(make, bytes) else made(make)) for subject, make, _ in batch]
         if self._lost:
             gap: Entry = {"kind": "gap", "lost": self._lost, "since": self._lost_since}
-            entries.insert(0, (SYSTEM, orjson.dumps(gap)))
+            entries.insert(0, (SYSTEM, pack(orjson.dumps(gap))))
         elif self._problem is not None:
             gap = {"kind": "gap", "lost": 0, "reason": self._problem.message}
-            entries.insert(0, (SYSTEM, orjson.dumps(gap)))
+            entries.insert(0, (SYSTEM, pack(orjson.dumps(gap))))
         if not entries:
             return None
         try:
@@ -316,13 +326,13 @@ class Log:
         return tip, 0
 
 
-def _made(make: Callable[[], Entry]) -> bytes:
-    """Return an entry as JSON; one that cannot be made leaves a record that says so, and takes no others with it."""
+def made(make: Callable[[], Entry]) -> bytes:
+    """Return an entry, packed; one that cannot be made leaves a record that says so, and takes no others with it."""
     try:
-        return orjson.dumps(make())
+        return pack(orjson.dumps(make()))
     except Exception as error:
         logger.exception("an entry of the audit cannot be made")
-        return orjson.dumps({"kind": "damaged", "problem": f"{type(error).__name__}: {error}"})
+        return pack(orjson.dumps({"kind": "damaged", "problem": f"{type(error).__name__}: {error}"}))
 
 
 def _write_all(descriptor: int, data: bytes, at: int) -> None:

@@ -11,7 +11,7 @@ AES-GCM too: a sealed text cannot be moved to another place.
 from __future__ import annotations
 
 import hashlib
-import secrets
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ TAIL = struct.Struct(">32sI")
 OVERHEAD = HEAD.size + TAIL.size
 GENESIS = bytes(32)
 LARGEST = 64 << 20
+SMALL = 3000
 # What nearly every record says: without it a record of a few hundred bytes hardly shrinks.
 DICTIONARY = (
     b'"decision":"refused","reason":"text":"content":"messages":[{"role":"system","content":"You are a helpful "'
@@ -73,7 +74,8 @@ def day_of(microseconds: int) -> str:
 
 def pack(body: bytes) -> bytes:
     """Return an entry's JSON as few bytes."""
-    deflate = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
+    # A small one needs no large window, and to clear that costs more than to compress.
+    deflate = zlib.compressobj(1, zlib.DEFLATED, *((-12, 6) if len(body) <= SMALL else (-15, 9)), zdict=DICTIONARY)
     return deflate.compress(body) + deflate.flush()
 
 
@@ -92,10 +94,9 @@ def link_of(before: bytes, head: bytes, sealed: bytes) -> bytes:
     return digest.digest()
 
 
-def sealed_frame(body: bytes, seq: int, time: int, key: tuple[bytes, Any], before: bytes) -> tuple[bytes, bytes]:
-    """Return a frame's bytes and its link; `body` is the entry as JSON, `key` the id and the cipher."""
-    packed = pack(body)
-    nonce = secrets.token_bytes(NONCE_BYTES)
+def sealed_frame(packed: bytes, seq: int, time: int, key: tuple[bytes, Any], before: bytes) -> tuple[bytes, bytes]:
+    """Return a frame's bytes and its link; `packed` is the entry (`pack`), `key` the id and the cipher."""
+    nonce = os.urandom(NONCE_BYTES)
     head = HEAD.pack(MAGIC, len(packed) + 16, seq, time, key[0], nonce)
     sealed = key[1].encrypt(nonce, packed, head)
     link = link_of(before, head, sealed)

@@ -12,6 +12,7 @@ from catena.govern.moderation.stream import Outcome, Stream
 from catena.govern.moderation.words import Words
 
 logger = logging.getLogger(__name__)
+MOST_NAMES = 4096
 
 
 class Moderator:
@@ -26,6 +27,7 @@ class Moderator:
         if classifier is not None:
             self._detectors.append(classifier)
         self._acts: dict[str, Act] = {"words": config.on_words, "classifier": config.on_classifier}
+        self._harmless: set[str] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="catena-words", daemon=True)
         self._thread.start()
@@ -53,10 +55,21 @@ class Moderator:
         """Decide about a whole text."""
         return self.stream().push(text, end=True)
 
+    def harmless(self, name: str) -> bool:
+        """Tell whether nothing is found in a name; names are few and come again with every request."""
+        known = self._harmless
+        if name in known:
+            return True
+        good = not self.review(name).decisions
+        if good and len(known) < MOST_NAMES:
+            known.add(name)
+        return good
+
     def _watch(self) -> None:
         while not self._ended.wait(self.config.refresh_s):
             try:
                 if self._words.reload():
+                    self._harmless = set()
                     logger.warning("the word lists have changed and are read again")
             except Exception:
                 logger.exception("looking for changed word lists failed")

@@ -83,10 +83,13 @@ class Ask:
         return replace(self, model=model, fields={**self.fields, "model": model}, body=self.for_model(model))
 
 
-def read_ask(path: str, body: bytes) -> Ask:
-    """Read a body, as far as the gateway needs it; the replica checks the rest. Raises `WireError`."""
+def read_ask(path: str, body: bytes, parsed: Any = None) -> Ask:
+    """Read a body, as far as the gateway needs it; the replica checks the rest. Raises `WireError`.
+
+    `parsed` is the body as JSON where somebody has read it before.
+    """
     try:
-        fields = orjson.loads(body)
+        fields = orjson.loads(body) if parsed is None else parsed
     except orjson.JSONDecodeError as error:
         what = "UTF-8" if "utf-8" in str(error).lower() else "JSON"
         raise WireError(f"the body is not valid {what}: {error}", code="invalid_json") from error

@@ -17,6 +17,7 @@ from catena.core.errors import EnvironmentProblem
 from catena.core.registry import require
 from catena.serve.gateway.call import Call
 from catena.serve.gateway.refusals import RateLimited
+from catena.serve.gateway.window import Windows
 
 if TYPE_CHECKING:
     from catena.serve.gateway.config import LimitsConfig, RuleConfig
@@ -42,6 +43,12 @@ class Rule:
     item: Any
     what: str
     """`requests` or `tokens`."""
+    number: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Length of its window."""
+        return float(self.item.get_expiry())
 
     def fits(self, call: Call) -> bool:
         """Tell whether it counts for a request."""
@@ -68,23 +75,20 @@ class Limits:
     def __init__(self, config: LimitsConfig) -> None:
         self.config = config
         self.rules = [
-            Rule(rule, amount(rule.requests or rule.tokens), "requests" if rule.requests else "tokens")
-            for rule in config.rules
+            Rule(rule, amount(rule.requests or rule.tokens), "requests" if rule.requests else "tokens", number)
+            for number, rule in enumerate(config.rules)
         ]
         self.away = False
         """Whether the shared store does not answer at the moment."""
         self._again = 0.0
-        self._local: Any = None
+        self._local = Windows()
         self._shared: Any = None
-        if self.rules:
+        if self.rules and config.store != "memory":
+            require("redis")
+            options = {"socket_timeout": STORE_TIMEOUT_S, "socket_connect_timeout": STORE_TIMEOUT_S}
             aio = require("limits.aio.storage")
-            kind = require("limits.aio.strategies").SlidingWindowCounterRateLimiter
-            self._local = kind(aio.MemoryStorage())
-            if config.store != "memory":
-                require("redis")
-                options = {"socket_timeout": STORE_TIMEOUT_S, "socket_connect_timeout": STORE_TIMEOUT_S}
-                storage = aio.RedisStorage(asynchronous(config.store), implementation="redispy", **options)
-                self._shared = kind(storage)
+            storage = aio.RedisStorage(asynchronous(config.store), implementation="redispy", **options)
+            self._shared = require("limits.aio.strategies").SlidingWindowCounterRateLimiter(storage)
 
     @asynccontextmanager
     async def reserved(self, call: Call) -> AsyncIterator[None]:
@@ -121,12 +125,13 @@ class Limits:
                 self._lost(error)
         if self._shared is not None and self.config.without_store == "refuse":
             raise EnvironmentProblem("the store of the limits is away", hint="Try again in a moment.")
-        return bool(await self._local.hit(rule.item, *rule.names(call), cost=cost))
+        return self._local.hit((rule.number, *rule.names(call)), rule.item.amount, rule.seconds, cost, time.time())
 
     async def _reset(self, rule: Rule, call: Call) -> float:
-        limiter = self._local if self._shared is None or self.away else self._shared
+        if self._shared is None or self.away:
+            return max(1.0, self._local.reset_s((rule.number, *rule.names(call)), rule.seconds, time.time()))
         try:
-            stats = await limiter.get_window_stats(rule.item, *rule.names(call))
+            stats = await self._shared.get_window_stats(rule.item, *rule.names(call))
         except Exception as error:  # noqa: BLE001
             self._lost(error)
             return 1.0

@@ -69,16 +69,19 @@ async def spawn(
     command: Sequence[str], environment: Mapping[str, str], *, keep: Sequence[int], limit: int, **options: Any
 ) -> Process:
     """Start a command; `keep` are descriptors that it inherits, `limit` the longest line that is read at once."""
-    popen = await asyncio.to_thread(
-        subprocess.Popen,
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=keep,
-        env=environment,
-        **options,
-    )
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=keep,
+            env=environment,
+            **options,
+        )
+
+    popen = await asyncio.to_thread(start)
     made = Process(popen, asyncio.StreamReader(limit), asyncio.StreamReader(limit))
     for pipe, into in ((popen.stdout, made.stdout), (popen.stderr, made.stderr)):
         assert pipe is not None

@@ -52,8 +52,10 @@ class Relay:
         call: Call | None = None
         watcher: asyncio.Task[None] | None = None
         try:
-            ask = read_ask(scope["path"], await self._read(scope, receive))
-            call = Call(request_id(scope), ask, identity_of(scope), decisions=exchange_of(scope).decisions)
+            known = exchange_of(scope)
+            body = await self._read(scope, receive)
+            ask = read_ask(scope["path"], body, known.parsed if known.body is body else None)
+            call = Call(request_id(scope), ask, identity_of(scope), decisions=known.decisions)
             watcher = asyncio.create_task(_watch(receive, asyncio.current_task(), call, reply))
             with self.gateway.traces.span(scope, call):
                 await self._answer(call, scope, reply)
@@ -73,6 +75,8 @@ class Relay:
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         require_json(scope)
         bounds = self.gateway.config.http
+        if exchange_of(scope).body is not None:  # it was read in front of us, in bounds
+            return await read_body(scope, receive, bounds.max_body_bytes)
         try:
             async with asyncio.timeout(bounds.body_timeout_s):
                 return await read_body(scope, receive, bounds.max_body_bytes)

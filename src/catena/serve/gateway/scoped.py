@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import secrets
 
 from starlette.types import Scope
+
+from catena.serve.middleware.exchange import exchange_of
 
 SANE = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -19,6 +20,6 @@ def header(scope: Scope, name: bytes) -> bytes:
 
 
 def request_id(scope: Scope) -> str:
-    """Return the caller's own id of a request where it is one that can be written anywhere, or a new one."""
+    """Return the caller's own id of a request where it is one that can be written anywhere, or that of the audit."""
     given = header(scope, b"x-request-id")
-    return given.decode() if SANE.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    return given.decode() if SANE.fullmatch(given) else f"req-{exchange_of(scope).id}"

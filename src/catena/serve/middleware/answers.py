@@ -86,7 +86,7 @@ class Answers(ABC):
         """Return what is still owed of the events before this one."""
         return b""
 
-    def understood(self, data: bytes, body: dict[str, Any]) -> None:
+    def understood(self, data: bytes, body: dict[str, Any]) -> None:  # noqa: B027  most have nothing to note
         """Note an event that has been dealt with: more like it may follow."""
 
     def _pushed(self, key: Any, piece: str, *, end: bool = False) -> Outcome:

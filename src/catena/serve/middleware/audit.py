@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catena.core.errors import CatenaError
-from catena.govern.audit.log import Log
+from catena.govern.audit.log import Log, made
 from catena.govern.config import AuditConfig
 from catena.serve.errors import answer_to
 from catena.serve.middleware.exchange import Exchange, exchange_of
@@ -25,6 +27,10 @@ from catena.serve.rules import Rules
 
 ANONYMOUS = "anonymous"
 """Subject of what is asked where nobody is asked who they are."""
+SOON_S = 0.005
+"""So long the record of a request may wait for others, while the model works."""
+SMALL = 16_384
+"""Bytes up to which a body's record is made at once, and not by the log's thread."""
 LEFT_OUT = frozenset({"public", "metrics"})
 
 
@@ -34,13 +40,16 @@ class Audit:
     def __init__(self, app: ASGIApp, log: Log, config: AuditConfig, rules: Rules | None = None) -> None:
         self._app, self._log, self._config = app, log, config
         self._rules = rules or Rules()
+        self._news: _News | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and write down what came of it."""
         if scope["type"] != "http" or self._rules.action(scope["method"], scope["path"]) in LEFT_OUT:
             await self._app(scope, receive, send)
             return
-        trail = _Trail(self._log, self._config, scope, receive, send)
+        if self._news is None or self._news.loop is not asyncio.get_running_loop():
+            self._news = _News()
+        trail = _Trail(self._log, self._config, self._news, (scope, receive, send))
         try:
             await self._app(scope, trail.receive, trail.send)
         finally:
@@ -50,9 +59,10 @@ class Audit:
 class _Trail:
     """One request's way into the log."""
 
-    def __init__(self, log: Log, config: AuditConfig, scope: Scope, receive: Receive, send: Send) -> None:
-        self._log, self._config, self._scope, self._receive, self._send = log, config, scope, receive, send
-        self._exchange = exchange_of(scope)
+    def __init__(self, log: Log, config: AuditConfig, news: _News, call: tuple[Scope, Receive, Send]) -> None:
+        self._log, self._config, self._news = log, config, news
+        self._scope, self._receive, self._send = call
+        self._exchange = exchange_of(self._scope)
         self._began = time.perf_counter()
         self._asked, self._answered = _Kept(config.max_bytes), _Kept(config.max_bytes)
         self._written: asyncio.Future[CatenaError | None] | None = None
@@ -68,7 +78,8 @@ class _Trail:
         if message["type"] == "http.request" and self._written is None:
             self._asked.add(message.get("body", b""))
             if not message.get("more_body", False):
-                self._written = self._write(self._request())
+                self._written = self._write(self._request(), len(self._asked), soon=True)
+                self._news.later(self._log)
         return message
 
     async def send(self, message: Message) -> None:
@@ -81,15 +92,7 @@ class _Trail:
             self._events = bool(kinds) and kinds[0].startswith(b"text/event-stream")
             return
         self._answered.add(message.get("body", b""))
-        last = not message.get("more_body", False)
-        problem = await self._wait(self._written)
-        if problem is None and last:
-            self._ended = True
-            try:
-                written = self._write(self._answer(cut=False))
-                problem = await self._wait(written) if self._config.durable else None
-            except CatenaError as error:
-                problem = error
+        problem = await (self._wait(self._written) if message.get("more_body", False) else self._finish())
         if problem is not None:
             await self._refuse(problem)
             return
@@ -104,12 +107,26 @@ class _Trail:
             return
         self._ended = True
         try:
-            self._write(self._answer(cut=True))
+            self._write(self._answer(cut=True), len(self._answered))
         except CatenaError:
             pass  # the log has said so, and who asked is gone
 
+    async def _finish(self) -> CatenaError | None:
+        """Write down the answer, not only after the request is on the disk: so one commit may take both."""
+        self._ended = True
+        try:
+            written = self._write(self._answer(cut=False), len(self._answered))
+        except CatenaError as error:
+            return error
+        problem = await self._wait(self._written)
+        return problem or (await self._wait(written) if self._config.durable else None)
+
     async def _wait(self, written: asyncio.Future[CatenaError | None] | None) -> CatenaError | None:
-        return None if written is None else await asyncio.shield(written)
+        if written is None:
+            return None
+        if not written.done():
+            self._log.flush()
+        return await asyncio.shield(written)
 
     async def _refuse(self, problem: CatenaError) -> None:
         """Answer 503; an answer that is on its way already is cut instead: its end never comes."""
@@ -117,22 +134,12 @@ class _Trail:
         if not self._started:
             await answer_to(problem)(self._scope, self._receive, self._send)
 
-    def _write(self, entry: Callable[[], Mapping[str, Any]]) -> asyncio.Future[CatenaError | None]:
-        loop = asyncio.get_running_loop()
-        written: asyncio.Future[CatenaError | None] = loop.create_future()
-
-        def settle(problem: CatenaError | None) -> None:
-            if not written.done():
-                written.set_result(problem)
-
-        def done(problem: CatenaError | None) -> None:
-            try:
-                loop.call_soon_threadsafe(settle, problem)
-            except RuntimeError:
-                pass  # the loop ended with the server: nobody waits
-
+    def _write(
+        self, entry: Callable[[], Mapping[str, Any]], size: int, *, soon: bool = False
+    ) -> asyncio.Future[CatenaError | None]:
+        written: asyncio.Future[CatenaError | None] = asyncio.get_running_loop().create_future()
         subject = self._exchange.principal.subject if self._exchange.principal is not None else ANONYMOUS
-        self._log.write(subject, entry, done)
+        self._log.write(subject, made(entry) if size <= SMALL else entry, partial(self._news.tell, written), soon=soon)
         return written
 
     def _about(self, kind: str) -> dict[str, Any]:
@@ -178,6 +185,43 @@ class _Trail:
         return entry
 
 
+class _News:
+    """Brings word from the log's thread to those who wait in the event loop: of a whole commit at once."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._told: deque[tuple[asyncio.Future[CatenaError | None], CatenaError | None]] = deque()
+        self._coming = self._timed = False
+
+    def tell(self, written: asyncio.Future[CatenaError | None], problem: CatenaError | None) -> None:
+        """Say what became of a record; from any thread."""
+        self._told.append((written, problem))
+        if self._coming:
+            return
+        self._coming = True
+        try:
+            self.loop.call_soon_threadsafe(self._settle)
+        except RuntimeError:
+            pass  # the loop ended with the server: nobody waits
+
+    def later(self, log: Log) -> None:
+        """Let what waits in a log be written in a moment, if nothing is in more of a hurry."""
+        if not self._timed:
+            self._timed = True
+            self.loop.call_later(SOON_S, self._flush, log)
+
+    def _flush(self, log: Log) -> None:
+        self._timed = False
+        log.flush()
+
+    def _settle(self) -> None:
+        self._coming = False  # first: what is told from here on comes by another call
+        while self._told:
+            written, problem = self._told.popleft()
+            if not written.done():
+                written.set_result(problem)
+
+
 class _Kept:
     """The beginning of a body, and the SHA-256 of all of it where it is longer."""
 
@@ -193,6 +237,9 @@ class _Kept:
                 self._pieces.append(piece[:room])
             self._size += len(piece)
             self._digest.update(piece)
+
+    def __len__(self) -> int:
+        return self._size
 
     @property
     def data(self) -> bytes:

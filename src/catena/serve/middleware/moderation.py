@@ -124,7 +124,8 @@ class _Review:
             return [self.walk(one, key) for one in value]
         if isinstance(value, dict):
             for name in value:
-                self._text(str(name), quietly=True)
+                if not self._moderator.harmless(str(name)):
+                    self._text(str(name), quietly=True)
             return {name: self.walk(one, name) for name, one in value.items()}
         return value
 
@@ -167,21 +168,35 @@ class _Outgoing:
         self._start: Message | None = None
         self._kind = ""
         self._held = b""
-        self._cut = asyncio.Event()
+        self._cut = False
+        self._listening: asyncio.Future[None] | None = None
 
     async def receive(self) -> Message:
         """Pass on what comes in; when the answer was cut, say that the client is gone, so that the model stops."""
-        came, cut = asyncio.ensure_future(self._receive()), asyncio.ensure_future(self._cut.wait())
+        gone: Message = {"type": "http.disconnect"}
+        if self._cut:
+            return gone
+        came = asyncio.ensure_future(self._receive())
+        woken = self._listening = asyncio.get_running_loop().create_future()
+        came.add_done_callback(lambda _: self._wake(woken))
         try:
-            await asyncio.wait((came, cut), return_when=asyncio.FIRST_COMPLETED)
-            return came.result() if came.done() and not self._cut.is_set() else {"type": "http.disconnect"}
+            await woken
+            return came.result() if came.done() and not self._cut else gone
         finally:
             came.cancel()
-            cut.cancel()
+
+    def _stop(self) -> None:
+        """Note that nothing more leaves, and wake who listens."""
+        self._cut = True
+        self._wake(self._listening)
+
+    def _wake(self, listening: asyncio.Future[None] | None) -> None:
+        if listening is not None and not listening.done():
+            listening.set_result(None)
 
     async def send(self, message: Message) -> None:
         """Pass on what may leave."""
-        if self._cut.is_set():
+        if self._cut:
             return
         if message["type"] == "http.response.start":
             await self._begin(message)
@@ -232,4 +247,4 @@ class _Outgoing:
             await self._send({"type": "http.response.body", "body": out, "more_body": more})
         if self._answers.cut:
             # Only now: who is told that the client has gone may end this very task.
-            self._cut.set()
+            self._stop()
