@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from catena.core.errors import NotFound, UsageError
 from catena.core.events import Listener
 from catena.core.generate import GENERATORS, Generator, Message, Request, SamplingParams
-from catena.core.types import Artifact, DatasetVersion, ModelVersion, Report
+from catena.core.types import Artifact, DatasetVersion, ModelVersion, Report, Score
 from catena.flow.plan import PlannedStep, make_plan
 from catena.flow.recipe import Recipe, load_recipe, one_step
 from catena.flow.run import RecipeRun, run_recipe
@@ -65,6 +65,21 @@ class Compressed:
 
     run: RecipeRun
     reports: Mapping[str, Report]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model's scores in tasks; and another one's, with the comparison, where there is one."""
+
+    run: RecipeRun
+    report: Report
+    other: Report | None = None
+    comparison: Report | None = None
+
+    @property
+    def scores(self) -> Mapping[str, Score]:
+        """The model's scores: `gsm8k/numeric`."""
+        return self.report.scores
 
 
 class Workspace:
@@ -184,6 +199,35 @@ class Workspace:
         reports = {version.name: run.outputs[f"report-{version.name}"] for version in made}
         return Compressed(run, cast("dict[str, Report]", reports))
 
+    def evaluate(
+        self,
+        model: str,
+        tasks: str | Sequence[str],
+        *,
+        compare: str | None = None,
+        judge: str | None = None,
+        seed: int = 0,
+        report: Path | None = None,
+        listeners: Iterable[Listener] = (),
+        **fields: Any,
+    ) -> Evaluated:
+        """Measure a model on tasks (names of shipped ones, suites, files), and another one beside it to compare.
+
+        `judge` is a stored model or a URL (`http://host:8000/v1#NAME`); `fields` are those of `TasksConfig`: `limit`,
+        `data`, `chat`, `generator` and the rest. `report` is where the page is written, with every sample.
+        """
+        from catena.flow.evaluation import evaluation_recipe
+        from catena.flow.evaluation_page import write_page
+
+        named = [tasks] if isinstance(tasks, str) else list(tasks)
+        recipe = evaluation_recipe(self.store, model, named, compare=compare, judge=judge, config=fields, seed=seed)
+        run = run_recipe(self.store, recipe, listeners=listeners)
+        found = cast("dict[str, Report]", run.outputs)
+        made = Evaluated(run, found["scores"], found.get("other"), found.get("comparison"))
+        if report is not None:
+            write_page(self.store, made.report, report, made.other, made.comparison)
+        return made
+
     def resolve(self, ref: str) -> Artifact:
         """Return the artifact of a reference: `name`, `name@tag`, `name@version`, or a digest prefix."""
         return self.store.resolve(ref)
@@ -300,6 +344,10 @@ class ModelHandle:
         inputs = {"model": self.version.digest, **({"data": data} if data else {})}
         made = Workspace(self.store).do(version.stage, inputs, {**version.config, **fields}, name=name)
         return ModelHandle(self.store, cast("ModelVersion", made))
+
+    def evaluate(self, tasks: str | Sequence[str], **options: Any) -> Evaluated:
+        """Measure this model on tasks; options as in `Workspace.evaluate`."""
+        return Workspace(self.store).evaluate(self.version.digest, tasks, **options)
 
     def sources(self, answer: str, limit: int = 3) -> list[AnswerSource]:
         """Say which training samples, and so which pages, an answer was learnt from."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from catena.core.errors import NotFound, RecipeError
+from catena.core.source import parse_source
 from catena.flow.recipe import check_recipe, load_recipe
-from catena.flow.source import parse_source
 from catena.hub.store import Store
 
 GOOD = """\

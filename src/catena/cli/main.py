@@ -24,6 +24,7 @@ from catena.cli import (
     data,
     deploy,
     erase,
+    evaluate,
     export,
     feedback,
     history,
@@ -50,7 +51,10 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-GROUPS = (workspace, recipe, tune, stage, train, compress, artifact, history, model, export, deploy, plan_training)
+GROUPS = (
+    *(workspace, recipe, tune, stage, train, compress, evaluate, artifact, history, model, export, deploy),
+    plan_training,
+)
 for commands in GROUPS:
     for name, command, example in commands.COMMANDS:
         # \b keeps the lines of the example as they are.

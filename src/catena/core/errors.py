@@ -3,7 +3,9 @@
     CatenaError             1  500   something that we did not foresee
     ├── UsageError          2  400   what was asked makes no sense
     │   ├── ConfigError              a value in a config
-    │   └── RecipeError              a recipe as a whole: unknown stage, cycle, edge of the wrong type
+    │   └── WrittenError             a YAML file as a whole
+    │       ├── RecipeError          unknown stage, cycle, edge of the wrong type
+    │       └── TaskError            a task to evaluate on: unknown scorer, a template that does not parse
     ├── NotFound            3  404   a name, a file, a model that is not there
     ├── DataError           4  422   the data or the model folder cannot be used
     ├── EnvironmentProblem  5  503   the machine: a missing package, a full disk, a port in use
@@ -60,12 +62,22 @@ class ConfigError(UsageError):
     usual_hint = "`catena explain STAGE` shows every value of a stage."
 
 
-class RecipeError(UsageError):
-    """A recipe is wrong; nothing of it ran. `problems` holds one line for each mistake."""
+class WrittenError(UsageError):
+    """A YAML file is wrong; nothing of it ran. `problems` holds one line for each mistake."""
 
     def __init__(self, message: str, *, hint: str = "", problems: Iterable[str] = ()) -> None:
         super().__init__(message, hint=hint)
         self.problems = tuple(problems)
+
+
+class RecipeError(WrittenError):
+    """A recipe is wrong."""
+
+
+class TaskError(WrittenError):
+    """A task to evaluate on is wrong."""
+
+    usual_hint = "docs/evaluation.md tells what a task has."
 
 
 class NotFound(CatenaError):

@@ -101,6 +101,8 @@ EXTRA_OF: dict[str, str] = {
     "ftfy": "data",
     "sklearn": "data",
     "cleanlab": "data",
+    "sacrebleu": "eval",
+    "lm_eval": "harness",
     "optuna": "tune",
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",

@@ -3,7 +3,8 @@
 proportion (right or wrong)     wilson
 mean of scores between 0 and 1  bootstrap_mean
 ratio of sums (perplexity)      bootstrap_ratio    documents are drawn, tokens inside one hang together
-two models, the same questions  mcnemar
+sums (BLEU, F1, anything)       bootstrap_sums     questions, or clusters of them, are drawn
+two models, the same questions  mcnemar, paired
 """
 
 from __future__ import annotations
@@ -103,3 +104,91 @@ def mean_interval(values: Sequence[float], *, seed: int) -> Interval:
 def mapped(interval: Interval, function: Callable[[float], float]) -> Interval:
     """Return the interval of an increasing function of the value, for example `exp` of a mean loss."""
     return Interval(function(interval.value), function(interval.low), function(interval.high))
+
+
+# -- scores that sums decide (see `measures`) ------------------------------------------------------------------------
+
+Finish = Callable[[Any], Any]
+
+
+def together(evidence: Any, clusters: Sequence[str] | None) -> Any:
+    """Add up the rows of each cluster: what hangs together is drawn together."""
+    rows = np.asarray(evidence, dtype=np.float64)
+    if clusters is None:
+        return rows
+    _, places = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
+    sums = np.zeros((int(places.max()) + 1, rows.shape[1]))
+    np.add.at(sums, places, rows)
+    return sums
+
+
+def bootstrap_sums(
+    evidence: Any, finish: Finish, *, seed: int, clusters: Sequence[str] | None = None, resamples: int = 1000
+) -> Interval:
+    """Return the score of evidence `[questions, k]` with its 95 % percentile bootstrap interval."""
+    rows = together(evidence, clusters)
+    value = float(finish(rows.sum(axis=0)[None])[0])
+    drawn = np.concatenate([finish(counts @ rows) for counts in _counts(len(rows), resamples, seed)])
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+def _counts(count: int, resamples: int, seed: int) -> Iterator[Any]:
+    """Yield blocks `[resamples, count]`: how often each row is drawn."""
+    random = np.random.default_rng(seed % 2**63)
+    block = max(DRAWN_AT_ONCE // count, 1)
+    for start in range(0, resamples, block):
+        yield random.multinomial(count, np.full(count, 1 / count), size=min(block, resamples - start)).astype(float)
+
+
+class Difference(NamedTuple):
+    """How much the second of two models is above the first, on the same questions."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    """How likely a difference at least as large is between two equally good models."""
+
+
+def paired(
+    first: Any,
+    second: Any,
+    finish: Finish,
+    *,
+    seed: int,
+    clusters: Sequence[str] | None = None,
+    resamples: int = 1000,
+) -> Difference:
+    """Compare two models by evidence `[questions, k]` about the same questions in the same order.
+
+    The interval is a bootstrap of the pairs; the p-value comes from swapping the two models' answers at random
+    (E. W. Noreen, 1989), exact (McNemar) where answers are right or wrong and stand by themselves.
+    """
+    one, other = together(first, clusters), together(second, clusters)
+    found = float(finish(other.sum(axis=0)[None])[0] - finish(one.sum(axis=0)[None])[0])
+    drawn = np.concatenate(
+        [finish(counts @ other) - finish(counts @ one) for counts in _counts(len(one), resamples, seed)]
+    )
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    if clusters is None and _right_or_wrong(one) and _right_or_wrong(other):
+        gained = int(((other[:, 0] == 1) & (one[:, 0] == 0)).sum())
+        lost = int(((one[:, 0] == 1) & (other[:, 0] == 0)).sum())
+        return Difference(found, float(low), float(high), mcnemar(lost, gained))
+    return Difference(found, float(low), float(high), _swapped(one, other, finish, abs(found), seed, resamples))
+
+
+def _right_or_wrong(rows: Any) -> bool:
+    return bool(rows.shape[1] == 2 and (rows[:, 1] == 1).all() and np.isin(rows[:, 0], (0.0, 1.0)).all())
+
+
+def _swapped(one: Any, other: Any, finish: Finish, least: float, seed: int, resamples: int) -> float:
+    random = np.random.default_rng((seed + 1) % 2**63)
+    as_far, change = 0, other - one
+    block = max(DRAWN_AT_ONCE // len(one), 1)
+    for start in range(0, resamples, block):
+        swaps = random.integers(0, 2, size=(min(block, resamples - start), len(one))).astype(float)
+        moved = swaps @ change
+        differences = finish(other.sum(axis=0) - moved) - finish(one.sum(axis=0) + moved)
+        as_far += int((np.abs(differences) >= least - 1e-12).sum())
+    return (1 + as_far) / (1 + resamples)

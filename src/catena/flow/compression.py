@@ -11,10 +11,10 @@ from typing import Any
 
 from catena.core.config import override
 from catena.core.errors import UsageError, did_you_mean
+from catena.core.source import Source
 from catena.core.stage import stage_of
 from catena.core.types import DatasetVersion, ModelVersion
 from catena.flow.recipe import Recipe, check_recipe
-from catena.flow.source import Source
 from catena.flow.table import STAGES
 from catena.hub.store import Store
 

@@ -23,9 +23,9 @@ from pydantic import Field
 
 from catena.core.config import Config, check, override
 from catena.core.errors import CatenaError, RecipeError, did_you_mean
+from catena.core.source import Source, read_source
 from catena.core.stage import Stage, stage_of
 from catena.core.types import ArtifactBase
-from catena.flow.source import Source, read_source
 from catena.flow.space import TuneConfig, problems_of
 from catena.flow.table import STAGES
 from catena.hub.store import NAME, TAG, Store

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from catena.core.config import Config, check
 from catena.core.errors import ConfigError, did_you_mean
-from catena.flow.source import read_source
+from catena.core.source import read_source
 
 Choice = bool | int | float | str
 DIGITS = 4

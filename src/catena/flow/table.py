@@ -58,6 +58,8 @@ STAGES = Registry(
         # models to scores and decisions
         "evaluate.perplexity": "catena.evaluate.perplexity:perplexity",
         "evaluate.answers": "catena.evaluate.answers:answers",
+        "evaluate.tasks": "catena.evaluate.suite:tasks",
+        "evaluate.compare": "catena.evaluate.compare:compare",
         "evaluate.classification": "catena.evaluate.classification:classification",
         "govern.gate": "catena.govern.gate:gate",
         "govern.promote": "catena.govern.gate:promote",

@@ -1,4 +1,4 @@
-"""YAML with line numbers: the text of a recipe as plain values, and where each of them stands."""
+"""YAML with line numbers: the text of a recipe or a task as plain values, and where each of them stands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from catena.core.errors import DataError, NotFound, RecipeError
+from catena.core.errors import DataError, NotFound, RecipeError, WrittenError
 
 Path_ = tuple[str | int, ...]
 MAX_BYTES = 4 << 20
@@ -35,52 +35,57 @@ class Source:
         return f"{self.name}:{line}" if line else self.name
 
 
-def read_source(path: Path) -> Source:
-    """Read a YAML file; raises `NotFound`, or `RecipeError` with the line of a syntax error or a key given twice."""
+def read_source(path: Path, *, noun: str = "recipe", wrong: type[WrittenError] = RecipeError) -> Source:
+    """Read a YAML file; raises `NotFound`, or `wrong` with the line of a syntax error or a key given twice.
+
+    `noun` is what messages call the file.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise RecipeError(f"{path} has {size:,} bytes; a recipe has at most {MAX_BYTES:,}")
+            raise wrong(f"{path} has {size:,} bytes; a {noun} has at most {MAX_BYTES:,}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFound(f"there is no recipe file {path}", hint="Shipped recipes are in the folder recipes/.") from None
+        hint = "Shipped recipes are in the folder recipes/." if noun == "recipe" else ""
+        raise NotFound(f"there is no {noun} file {path}", hint=hint) from None
     except IsADirectoryError:
-        raise NotFound(f"{path} is a folder, not a recipe file", hint="Name a YAML file in it.") from None
+        raise NotFound(f"{path} is a folder, not a {noun} file", hint="Name a YAML file in it.") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", hint="A recipe is a YAML file.") from error
-    return parse_source(text, str(path))
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", hint=f"A {noun} is a YAML file.") from error
+    return parse_source(text, str(path), wrong)
 
 
-def parse_source(text: str, name: str) -> Source:
+def parse_source(text: str, name: str, wrong: type[WrittenError] = RecipeError) -> Source:
     """Parse YAML text; see `read_source`."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[Path_, int] = {}
-        values = None if node is None else _build(node, (), lines, name, depth=0)
+        values = None if node is None else _build(node, (), lines, (name, wrong))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or error
-        raise RecipeError(f"{where}: not valid YAML: {problem}", hint=NOTHING_RAN) from error
+        raise wrong(f"{where}: not valid YAML: {problem}", hint=NOTHING_RAN) from error
     return Source(name, text, values, lines)
 
 
-def _build(node: yaml.Node, path: Path_, lines: dict[Path_, int], name: str, depth: int) -> Any:
+def _build(node: yaml.Node, path: Path_, lines: dict[Path_, int], about: tuple[str, type[WrittenError]]) -> Any:
+    name, wrong = about
     lines[path] = node.start_mark.line + 1
-    if depth > 40 or len(lines) > MAX_VALUES:  # aliases of aliases can make a small file enormous
-        raise RecipeError(f"{name}:{lines[path]}: nested too deeply, or too many values", hint=NOTHING_RAN)
+    if len(path) > 40 or len(lines) > MAX_VALUES:  # aliases of aliases can make a small file enormous
+        raise wrong(f"{name}:{lines[path]}: nested too deeply, or too many values", hint=NOTHING_RAN)
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             key = yaml.SafeLoader("").construct_object(key_node)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str | int):
-                raise RecipeError(f"{name}:{line}: {key!r} cannot be a key", hint=NOTHING_RAN)
+                raise wrong(f"{name}:{line}: {key!r} cannot be a key", hint=NOTHING_RAN)
             if key in result:
-                raise RecipeError(f"{name}:{line}: the key {key!r} is given twice", hint=NOTHING_RAN)
-            result[key] = _build(value_node, (*path, key), lines, name, depth + 1)
+                raise wrong(f"{name}:{line}: the key {key!r} is given twice", hint=NOTHING_RAN)
+            result[key] = _build(value_node, (*path, key), lines, about)
             lines[(*path, key)] = line
         return result
     if isinstance(node, yaml.SequenceNode):
-        return [_build(item, (*path, index), lines, name, depth + 1) for index, item in enumerate(node.value)]
+        return [_build(item, (*path, index), lines, about) for index, item in enumerate(node.value)]
     return yaml.SafeLoader("").construct_object(node)
