@@ -47,7 +47,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of which rows, and of what is sampled.")] = 0,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the page (HTML).")] = None,
 ) -> None:
-    """Measure a model on tasks, beside another; or show all scores."""
+    """Measure a model on tasks; compare two; show all scores."""
     from catena.core.config import override
 
     session = session_of(context)
