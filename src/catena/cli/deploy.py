@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractAsyncContextManager, ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from catena.core.registry import require
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
+    from starlette.types import ASGIApp
 
     from catena.govern.config import GovernConfig
     from catena.hub.store import Store
@@ -31,6 +32,9 @@ def up(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value: models.helper.replicas.max=4.")
     ] = None,
+    grpc: Annotated[
+        int | None, typer.Option("--grpc", metavar="PORT", help="Answer over gRPC too, on the same address.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Read the file, and start nothing.")] = False,
 ) -> None:
     """Start a gateway with replicas of models, until Ctrl-C. All stand behind one address and are kept well."""
@@ -41,7 +45,7 @@ def up(
     if check:
         session.out.value(config.model_dump(mode="json")) if session.out.json else session.out.line(f"{file} is good")
         return
-    run_gateway(session, config)
+    run_gateway(session, config, grpc)
 
 
 def run_replicas(
@@ -50,6 +54,7 @@ def run_replicas(
     model: Mapping[str, Any],
     place: tuple[str, int],
     bounds: tuple[ServeConfig, GovernConfig],
+    grpc: int | None = None,
 ) -> None:
     """Serve one model by so many processes (`serve --replicas`), with the settings of `catena serve`."""
     from catena.core.config import parse
@@ -60,10 +65,10 @@ def run_replicas(
     http = {field: getattr(serve, field) for field in ServeConfig.model_fields}
     one = {**model, "replicas": {"min": count, "max": count}}
     values = {"host": place[0], "port": place[1], "models": {name: one}, "http": http, "govern": govern}
-    run_gateway(session, parse(DeployConfig, values, where="serve --replicas"))
+    run_gateway(session, parse(DeployConfig, values, where="serve --replicas"), grpc)
 
 
-def run_gateway(session: Session, config: DeployConfig) -> None:
+def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None) -> None:
     """Serve until a signal comes. Raises what keeps the replicas from starting."""
     require("aiohttp")
     from catena.serve.gateway.app import Gateway
@@ -98,7 +103,8 @@ def run_gateway(session: Session, config: DeployConfig) -> None:
             on_problem=lambda: os.kill(os.getpid(), signal.SIGTERM),
             middleware=middleware,
         )
-        serve(gateway, listener, config=config.http, beside=gateway.running())
+        beside = with_grpc(session, gateway, (config.host, grpc), config.http, gateway.running())
+        serve(gateway, listener, config=config.http, beside=beside)
     if gateway.problem is not None:
         raise gateway.problem
 
@@ -122,6 +128,27 @@ def _opened(session: Session, config: DeployConfig, stack: ExitStack) -> tuple[S
         for ref in filter(None, (model.model, *model.adapters.values())):
             store.resolve(ref, ModelVersion)
     return store, stack.enter_context(governed(store, govern, config.http))
+
+
+def with_grpc(
+    session: Session,
+    app: ASGIApp,
+    place: tuple[str, int | None],
+    config: ServeConfig,
+    beside: AbstractAsyncContextManager[None] | None = None,
+) -> AbstractAsyncContextManager[None] | None:
+    """Return what runs beside a server: a gRPC side too, where a port is given for it."""
+    host, port = place
+    if port is None:
+        return beside
+    require("grpc", "grpc")
+    from catena.serve.grpc.server import both, running
+
+    def ready(port: int) -> None:
+        session.out.note(f"gRPC at {host}:{port}")
+
+    side = running(app, host, port, config, ready)
+    return both(side) if beside is None else both(beside, side)
 
 
 def _queue_of(config: DeployConfig, store: Store | None) -> DeployConfig:
@@ -155,5 +182,6 @@ def serve_command(name: str, model: ModelConfig, store: Store | None) -> Sequenc
 UP_EXAMPLES = """\
   catena up deploy.yaml
   catena up deploy.yaml --set models.helper.replicas.max=4 --set port=9000
+  catena up deploy.yaml --grpc 50051
   catena up deploy.yaml --check"""
 COMMANDS = (("up", up, UP_EXAMPLES),)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from catena.cli.deploy import run_replicas
+from catena.cli.deploy import run_replicas, with_grpc
 from catena.cli.session import Session, session_of
 from catena.core.errors import UsageError
 
@@ -116,6 +116,9 @@ def serve(
     replicas: Annotated[
         int | None, typer.Option(metavar="N", help="So many processes of it behind one address; see `catena up`.")
     ] = None,
+    grpc: Annotated[
+        int | None, typer.Option("--grpc", metavar="PORT", help="Answer over gRPC too, on the same address.")
+    ] = None,
     hosts: Annotated[
         list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A further name that it answers to.")
     ] = None,
@@ -128,10 +131,6 @@ def serve(
 ) -> None:
     """Serve a model behind the OpenAI API until Ctrl-C. Chat, completions, embeddings, decisions, by what it is."""
     from catena.core.config import override
-    from catena.core.types import ModelVersion
-    from catena.serve.app import build_app
-    from catena.serve.governed import governed, require_auth_beyond
-    from catena.serve.server import listen, serve as serve_app
 
     session = session_of(context)
     switches = {"auth": auth, "audit": audit, "moderation": moderation}
@@ -140,22 +139,43 @@ def serve(
     if replicas is not None:
         _refuse_backend(backend)
         one = {"model": model, "adapters": dict(_pairs(adapters or ())), "engine": override({}, options or ())}
-        run_replicas(session, name, {**one, "replicas": replicas}, place, (settings, rules))
+        run_replicas(session, name, {**one, "replicas": replicas}, place, (settings, rules), grpc)
         return
+    engine = (backend, override({}, options or ()))
+    _serve_one(session, (name, model, dict(_pairs(adapters or ()))), engine, place, (settings, rules), grpc)
+
+
+def _serve_one(
+    session: Session,
+    named: tuple[str, str, Mapping[str, str]],
+    engine: tuple[str, dict[str, Any]],
+    place: tuple[str, int],
+    bounds: tuple[ServeSettings, GovernConfig],
+    grpc: int | None,
+) -> None:
+    """Serve a model (name, reference, adapters) from this process."""
+    from catena.core.types import ModelVersion
+    from catena.serve.app import build_app
+    from catena.serve.governed import governed, require_auth_beyond
+    from catena.serve.server import listen, serve as serve_app
+
+    (name, model, adapters), (settings, rules) = named, bounds
     with session.open() as workspace, workspace.store.lock("gc", shared=True):
         version = workspace.store.resolve(model, ModelVersion)
-        beside = {key: workspace.store.resolve(ref, ModelVersion) for key, ref in _pairs(adapters or ())}
+        others = {key: workspace.store.resolve(ref, ModelVersion) for key, ref in adapters.items()}
         # The port first: whether it is free is known at once, and loading a model takes its time.
         listener = listen(*place)
         require_auth_beyond(listener, rules)
         with (
             closing(listener),
             governed(workspace.store, rules, settings) as middleware,
-            closing(_opened(workspace.store, version, beside, backend, override({}, options or ()))) as generator,
+            closing(_opened(workspace.store, version, others, *engine)) as generator,
         ):
             models, prints = {name: generator}, {name: version.digest}
             app = build_app(models, fingerprints=prints, config=settings, middleware=middleware)
-            serve_app(app, listener, config=settings, on_ready=partial(_ready, session, name, version.digest))
+            beside = with_grpc(session, app, (place[0], grpc), settings)
+            ready = partial(_ready, session, name, version.digest)
+            serve_app(app, listener, config=settings, on_ready=ready, beside=beside)
 
 
 def _settings(
@@ -217,6 +237,7 @@ SERVE_EXAMPLES = """\
   catena serve python-helper@production
   catena serve python-helper --host 0.0.0.0 --port 9000 --auth
   catena serve python-helper --replicas 2 --auth --audit --moderation
+  catena serve python-helper@production --grpc 50051
   catena serve base --adapter french=french-lora --engine cache_format=int8
   catena serve base --backend llama.cpp --engine gguf_type=q8_0
   catena serve python-helper --allow-host models.example --set serve.max_connections=4000"""

@@ -1,0 +1,148 @@
+"""The calls of `catena.proto`: each is a request to this process's own application (serve/inner.py), as over HTTP.
+
+A call whose deadline passes, or whose client goes away, is cancelled, and with it the request: the model stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, NoReturn
+from urllib.parse import unquote
+
+import grpc
+import orjson
+from starlette.types import ASGIApp
+
+from catena.serve.grpc import catena_pb2 as pb, forms
+from catena.serve.inner import Answered, Asked, ask, opened
+from catena.serve.wire import WireError
+
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+PASSED = {"authorization", "x-api-key", "api-key", "x-request-id", "traceparent", "cache-control"}
+"""Metadata that means the same as the header of its name."""
+CODES: Mapping[int, grpc.StatusCode] = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
+    422: grpc.StatusCode.FAILED_PRECONDITION,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    502: grpc.StatusCode.UNAVAILABLE,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+Context = Any  # grpc.aio.ServicerContext; grpc has no types
+
+
+class Service:
+    """The calls."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    # Their names are the protocol's.
+    async def Chat(self, request: pb.ChatRequest, context: Context) -> pb.ChatReply:
+        """Answer a chat."""
+        body = await _made(context, lambda: forms.chat_body(request, stream=False))
+        return forms.chat_reply(await self._whole(context, CHAT, body))
+
+    async def ChatStream(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.Piece]:
+        """Answer a chat piece by piece."""
+        body = await _made(context, lambda: forms.chat_body(request, stream=True))
+        async for piece in self._streamed(context, CHAT, body):
+            yield piece
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateReply:
+        """Go on with a text."""
+        body = await _made(context, lambda: forms.generate_body(request, stream=False))
+        return forms.generate_reply(await self._whole(context, COMPLETIONS, body))
+
+    async def GenerateStream(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.Piece]:
+        """Go on with a text piece by piece."""
+        body = await _made(context, lambda: forms.generate_body(request, stream=True))
+        async for piece in self._streamed(context, COMPLETIONS, body):
+            yield piece
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedReply:
+        """Turn texts into vectors."""
+        return forms.embed_reply(await self._whole(context, EMBEDDINGS, forms.embed_body(request)))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
+        """List the models that the caller may use."""
+        return forms.models_reply(await self._whole(context, "/v1/models", b""))
+
+    async def _whole(self, context: Context, path: str, body: bytes) -> bytes:
+        answer = await ask(self._app, _asked(context, path, body))
+        if answer.status >= 300:
+            await _refuse(context, answer)
+        return answer.body
+
+    async def _streamed(self, context: Context, path: str, body: bytes) -> AsyncIterator[pb.Piece]:
+        async with opened(self._app, _asked(context, path, body)) as answer:
+            if answer.status >= 300:
+                whole = b"".join([piece async for piece in answer.pieces])
+                await _refuse(context, Answered(answer.status, answer.headers, whole))
+            async for event in _events(answer.pieces):
+                if "error" in event:
+                    await _refuse(context, Answered(502, {}, orjson.dumps(event)))
+                for piece in forms.pieces(event):
+                    yield piece
+
+
+def _asked(context: Context, path: str, body: bytes) -> Asked:
+    head = tuple(
+        (name.encode(), value.encode("latin-1"))
+        for name, value in context.invocation_metadata()
+        if name in PASSED and isinstance(value, str)
+    )
+    return Asked(path, body, head, "POST" if body else "GET", client=_client(context.peer()))
+
+
+def _client(peer: str) -> str:
+    """Return the address of `ipv4:127.0.0.1:1234`, `ipv6:[::1]:1234` or `unix:...`."""
+    kind, _, rest = unquote(peer).partition(":")
+    return kind if kind == "unix" else rest.rpartition(":")[0].strip("[]")
+
+
+async def _made(context: Context, make: Any) -> bytes:
+    try:
+        made: bytes = make()
+    except WireError as error:
+        await _abort(
+            context, grpc.StatusCode.INVALID_ARGUMENT, error.message, [("catena-error-code", error.code or "")]
+        )
+    return made
+
+
+async def _refuse(context: Context, answer: Answered) -> NoReturn:
+    """End a call with the code and the words of a refusal."""
+    try:
+        error = orjson.loads(answer.body)["error"]
+        message, code, param = str(error["message"]), error.get("code"), error.get("param")
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        message, code, param = f"the server answered {answer.status}", None, None
+    told = {"catena-error-code": code, "catena-error-param": param}
+    trailing = [(name, str(value)) for name, value in told.items() if value and str(value).isascii()]
+    if again := answer.headers.get(b"retry-after"):
+        trailing.append(("retry-after", again.decode("latin-1")))
+    await _abort(context, CODES.get(answer.status, grpc.StatusCode.INTERNAL), message, trailing)
+
+
+async def _abort(context: Context, code: grpc.StatusCode, message: str, trailing: list[tuple[str, str]]) -> NoReturn:
+    await context.abort(code, message, tuple(trailing))
+    raise AssertionError("abort raises")
+
+
+async def _events(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """Yield what each event of a stream says."""
+    held = b""
+    async for piece in pieces:
+        *whole, held = (held + piece).split(b"\n\n")
+        for block in whole:
+            for line in block.split(b"\n"):
+                if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+                    yield orjson.loads(data)
