@@ -34,11 +34,53 @@ def row(number: int) -> str:
     return f"号码 {pair} a{pair}@acme.io {words}" + (f" and {number}" if pair % 2 else f" {number} " * 20)
 
 
+SEARCH = """\
+name: demo
+seed: 3
+steps:
+  small: {stage: example.numbers, with: {rows: 4}}
+  base: {stage: example.descend, use: {source: small}}
+tune:
+  step: base
+  trials: 6
+  jobs: 2
+  space:
+    rate: {kind: log, low: 1.0e-4, high: 0.9}
+    width: {kind: int, low: 4, high: 32, step: 4}
+"""
+
+
+def needs_ray() -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.fail("ray is not installed") if os.environ.get("CI") else pytest.skip("ray is not installed")
+
+
+@pytest.mark.chain
+@pytest.mark.xdist_group("ray")
+def test_a_search_on_ray_has_the_same_report_and_tells_its_curves(tmp_path: Path) -> None:
+    needs_ray()
+    recipe = tmp_path / "search.yaml"
+    recipe.write_text(SEARCH)
+    with c.open(tmp_path / "local") as ws:
+        here = ws.tune(recipe)
+    command = [sys.executable, "-m", "catena", "-w", "ray", "tune", str(recipe), "--on", "ray", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *events, told = [json.loads(line) for line in done.stdout.splitlines()]
+    with c.open(tmp_path / "ray") as ws:
+        assert told["digest"] == ws.resolve(told["ref"]).digest == here.report.digest
+    metrics = [event for event in events if event["event"] == "metric" and event["name"] == "val_loss"]
+    # One whose values were tried already is taken from the store, and has no curve to tell.
+    ended = {f"trial {trial.number}" for trial in here.trials if trial.status == "done"}
+    told_of = {event["step"] for event in metrics}
+    assert told_of <= ended
+    assert len(told_of) == len({trial.digest for trial in here.trials if trial.status == "done"})
+
+
 @pytest.mark.chain
 @pytest.mark.xdist_group("ray")
 def test_a_recipe_on_ray_makes_the_same_bytes(tmp_path: Path) -> None:
-    if importlib.util.find_spec("ray") is None:
-        pytest.fail("ray is not installed") if os.environ.get("CI") else pytest.skip("ray is not installed")
+    needs_ray()
     recipe = tmp_path / "shared.yaml"
     recipe.write_text(RECIPE)
     lines = [json.dumps({"text": row(number)}) for number in range(6000)]

@@ -210,13 +210,16 @@ class OnRay:
         self._running[self._remote.remote(self._root, json.dumps(work))] = work["number"]
 
     def next(self) -> dict[str, Any]:
-        """Wait for one to end."""
+        """Wait for one to end; what it measured is told then, and not while it runs."""
         (reference,), _ = self._ray.wait(list(self._running), num_returns=1)
-        del self._running[reference]
+        relay = relay_to(self._listen, self._running.pop(reference))
         try:
-            return cast("dict[str, Any]", self._ray.get(reference))
+            told = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
+        for event in told["metrics"]:
+            relay(event)
+        return cast("dict[str, Any]", told["trial"])
 
 
 Team = Here | Processes | OnRay

@@ -139,10 +139,15 @@ def _numbers(run: Run, output: Artifact) -> dict[str, float]:
 
 
 def run_remotely(root: str, line: str) -> dict[str, Any]:
-    """Run a trial, told as a line of JSON, in the workspace at `root`."""
-    store = open_store(Path(root))
+    """Run a trial, told as a line of JSON, in the workspace at `root`; the result holds its `metrics` too."""
+    store, metrics = open_store(Path(root)), []
+
+    def keep(event: dict[str, Any]) -> None:
+        if event["event"] == "metric":
+            metrics.append(event)
+
     try:
-        return run_trial(store, json.loads(line))
+        return {"trial": run_trial(store, json.loads(line), (keep,)), "metrics": metrics}
     finally:
         store.close()
 
