@@ -237,6 +237,9 @@ def test_bench_measures_a_stored_model_and_a_folder(workspace: Store, folder: Pa
     assert [row["batch_size"] for row in told.json["rows"]] == [1, 2]
     shown = catena("bench", "--model", str(folder), *small)
     assert len(shown.out.split("\t")) == 8
+    fitted = catena("bench", "--model", str(folder))  # its context is 128 tokens
+    assert fitted.code == 0, fitted.err
+    assert "the context is 128 tokens: prompts of 103 and answers of 25 are measured" in fitted.err
     for line, reason in ((("bench",), "--model is missing"), (("bench", "--model", "nobody"), "nobody")):
         wrong = catena(*line)
         assert wrong.code == 2 or reason in wrong.err

@@ -44,6 +44,29 @@ def test_weights_that_a_step_reads_are_counted_once() -> None:
     assert bench.linear_weights(model) * 4 >= head
 
 
+@pytest.mark.parametrize(
+    ("given", "context", "lengths"),
+    [
+        ({}, 2048, (128, 32)),
+        ({}, 160, (128, 32)),
+        ({}, 128, (103, 25)),
+        ({}, 64, (52, 12)),
+        ({}, 8, (6, 2)),
+        ({"prompt_tokens": 60}, 64, (60, 4)),
+        ({"new_tokens": 40}, 64, (24, 40)),
+        ({"prompt_tokens": 60, "new_tokens": 4}, 64, (60, 4)),
+    ],
+)
+def test_lengths_fit_the_context(given: dict[str, int], context: int, lengths: tuple[int, int]) -> None:
+    assert bench.lengths_for(bench.BenchConfig(**given), context) == lengths
+
+
+def test_what_is_longer_than_the_context_is_refused() -> None:
+    for given in ({"prompt_tokens": 64}, {"new_tokens": 64}, {"prompt_tokens": 60, "new_tokens": 5}):
+        with pytest.raises(UsageError, match="the context is 64 tokens"):
+            bench.lengths_for(bench.BenchConfig(**given), 64)
+
+
 def test_what_cannot_be_measured_is_refused(calm: None, tokenizer: Any, model_of: Any, tmp_path: Path) -> None:
     save(model_of(), tokenizer, tmp_path / "model")
     with pytest.raises(UsageError, match="context is 256"):

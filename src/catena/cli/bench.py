@@ -49,8 +49,14 @@ def bench(
     precision: Annotated[
         str, typer.Option(metavar="P", help="auto, float32, bfloat16; int8, w8a8 and int4 round first.")
     ] = "auto",
-    prompt_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.", min=1)] = 128,
-    new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.", min=2)] = 32,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of each prompt.  [default: 128, fewer in a short context]", min=1),
+    ] = None,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of each answer.  [default: 32, fewer in a short context]", min=2),
+    ] = None,
 ) -> None:
     """Measure a model: prompts and answers a second, beside what this machine reads and multiplies at most."""
     from catena.core.errors import UsageError
@@ -79,6 +85,12 @@ def bench(
         f"{result['model']}, {result['weights_bytes'] / 1e6:.1f} MB of weights in {result['format']}, "
         f"{result['threads']} threads"
     )
+    if result["shortened"]:
+        lengths = result["config"]
+        session.out.note(
+            f"the context is {result['context']} tokens: prompts of {lengths['prompt_tokens']} and answers of "
+            f"{lengths['new_tokens']} are measured"
+        )
     session.out.table([title for title, _ in ROOF], [[_cell(row, key) for _, key in ROOF] for row in result["rows"]])
 
 

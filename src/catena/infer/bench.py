@@ -14,7 +14,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -37,16 +37,43 @@ class BenchConfig(Config):
 
     batch_sizes: tuple[int, ...] = (1,)
     """Sequences at once."""
-    prompt_tokens: int = Field(default=128, ge=1)
-    """Tokens of each prompt."""
-    new_tokens: int = Field(default=32, ge=2)
-    """Tokens of each answer."""
+    prompt_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of each prompt; default: 128, fewer where the model's context is short."""
+    new_tokens: int | None = Field(default=None, ge=2)
+    """Tokens of each answer; default: 32, fewer likewise."""
     device: str = "cpu"
     """`cpu`, `cuda`, `cuda:1`."""
     precision: Literal["auto", "float32", "bfloat16", "int8", "w8a8", "int4"] = "auto"
     """int8, w8a8 and int4 round the weights when they are loaded, to nearest, and compute in bfloat16; w8a8 rounds
     the inputs of a layer too."""
     seed: int = 0
+
+
+class Lengths(NamedTuple):
+    """Tokens of each prompt and of each answer."""
+
+    prompt: int
+    new: int
+
+
+USUAL = Lengths(128, 32)
+
+
+def lengths_for(config: BenchConfig, context: int) -> Lengths:
+    """Return the lengths that are measured: those asked for, else the usual ones, or shorter ones that fit the context.
+
+    Raises `UsageError` where what was asked for does not fit.
+    """
+    new = config.new_tokens or max(2, min(USUAL.new, context // 5 if config.prompt_tokens is None else USUAL.new))
+    prompt = config.prompt_tokens or max(1, min(USUAL.prompt, context - new))
+    if config.new_tokens is None:
+        new = max(2, min(new, context - prompt))
+    if prompt + new > context:
+        raise UsageError(
+            f"prompt_tokens and new_tokens are {prompt + new} together; the context is {context} tokens",
+            hint="Leave one of them out, and it is chosen so that both fit.",
+        )
+    return Lengths(prompt, new)
 
 
 def bench_folder(folder: Path, **options: Any) -> dict[str, Any]:
@@ -67,26 +94,23 @@ def bench_model(model: Any, tokenizer: Any, config: BenchConfig) -> dict[str, An
     bits, dtype = weight_bytes(model), next(model.parameters()).dtype
     flops = 2 * linear_weights(model)
     largest = max(config.batch_sizes)
-    context = config.prompt_tokens + config.new_tokens
-    options = EngineConfig(
-        max_running=largest, token_budget=max(512, config.prompt_tokens), prefix_cache=False, cache_bytes=1 << 40
-    )
+    budget = max(512, config.prompt_tokens or USUAL.prompt)
+    options = EngineConfig(max_running=largest, token_budget=budget, prefix_cache=False, cache_bytes=1 << 40)
     engine = Engine(model, tokenizer, options)
-    if engine.prompter.context < context:
-        raise UsageError(
-            f"prompt_tokens and new_tokens are {context} together; the context is {engine.prompter.context} tokens"
-        )
     try:
+        lengths = lengths_for(config, engine.prompter.context)
         rows = []
         for count in config.batch_sizes:
             peak = (gemm(dtype, config.device, 1024) or 0.0) * 1e9
-            timed = Timed.of(engine, count, config)
-            per_token = engine.runner.layout.bytes_per_token * (config.prompt_tokens + config.new_tokens / 2)
-            rows.append(_row(timed, count, config, bits + count * per_token, flops, peak))
+            timed = Timed.of(engine, count, config, lengths)
+            per_token = engine.runner.layout.bytes_per_token * (lengths.prompt + lengths.new / 2)
+            rows.append(_row(timed, count, lengths, bits + count * per_token, flops, peak))
     finally:
         engine.close()
     return {
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json") | {"prompt_tokens": lengths.prompt, "new_tokens": lengths.new},
+        "context": engine.prompter.context,
+        "shortened": lengths != (config.prompt_tokens or USUAL.prompt, config.new_tokens or USUAL.new),
         "model": type(model).__name__,
         "weights_bytes": bits,
         "format": str(dtype).removeprefix("torch."),
@@ -105,34 +129,34 @@ class Timed:
     bandwidth: float
 
     @staticmethod
-    def of(engine: Engine, count: int, config: BenchConfig) -> Timed:
+    def of(engine: Engine, count: int, config: BenchConfig, lengths: Lengths) -> Timed:
         """Time prompts alone, then prompts with answers."""
-        _seconds(engine, count, config, 2)
+        _seconds(engine, count, config.seed, lengths._replace(new=2))
         prompt = both = float("inf")
         bandwidth = 0.0
         for _ in range(TRIES):
-            prompt = min(prompt, _seconds(engine, count, config, 1))
-            both = min(both, _seconds(engine, count, config, config.new_tokens))
+            prompt = min(prompt, _seconds(engine, count, config.seed, lengths._replace(new=1)))
+            both = min(both, _seconds(engine, count, config.seed, lengths))
             read = read_bandwidth() if config.device == "cpu" else gpu_read_bandwidth(config.device)
             bandwidth = max(bandwidth, read * 1e9)
         return Timed(prompt, both, bandwidth)
 
 
-def _seconds(engine: Engine, count: int, config: BenchConfig, new_tokens: int) -> float:
-    chance = random.Random(config.seed)
-    params = SamplingParams(max_tokens=new_tokens, ignore_end=True)
-    prompts = [[chance.randrange(engine.codec.vocabulary) for _ in range(config.prompt_tokens)] for _ in range(count)]
+def _seconds(engine: Engine, count: int, seed: int, lengths: Lengths) -> float:
+    chance = random.Random(seed)
+    params = SamplingParams(max_tokens=lengths.new, ignore_end=True)
+    prompts = [[chance.randrange(engine.codec.vocabulary) for _ in range(lengths.prompt)] for _ in range(count)]
     began = time.perf_counter()
     found = list(engine.generate([Request(str(at), prompt, params) for at, prompt in enumerate(prompts)]))
     spent = time.perf_counter() - began
-    assert all(len(one.token_ids) == new_tokens for one in found)
+    assert all(len(one.token_ids) == lengths.new for one in found)
     return spent
 
 
-def _row(timed: Timed, count: int, config: BenchConfig, step_bytes: float, flops: float, peak: float) -> dict[str, Any]:
+def _row(timed: Timed, count: int, lengths: Lengths, step_bytes: float, flops: float, peak: float) -> dict[str, Any]:
     """Return what one batch size came to."""
-    step = max(1e-9, (timed.both - timed.prompt) / (config.new_tokens - 1))
-    prompts = count * config.prompt_tokens
+    step = max(1e-9, (timed.both - timed.prompt) / (lengths.new - 1))
+    prompts = count * lengths.prompt
     return {
         "batch_size": count,
         "prefill_tokens_per_s": round(prompts / timed.prompt, 1),
