@@ -355,6 +355,9 @@ def test_python_handle_trains_on_what_the_dataset_is(
         new = workspace.model(words.digest).train(documents, preset="llama-nano", steps=2, sequence_length=32)
         assert workspace.model("tuned").version.digest == tuned.version.digest
         assert base.digest in tuned.version.parents
+        (run,) = store.index.find_runs(output=tuned.version.digest)
+        assert run.metrics["number_format"] in ("float32", "bfloat16", "float16")
+        assert run.metrics["device"] in ("cpu", "cuda")
         assert len({base.digest, tuned.version.digest, further.version.digest, new.version.digest}) == 4
         with pytest.raises(UsageError, match="epochs of their own"):
             handle.train(conversations.digest, epochs=2, phases=[{"steps": 1}])

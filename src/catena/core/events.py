@@ -1,6 +1,7 @@
 """Events: what happens in a run, as JSON lines for machines and as callbacks for whoever shows it.
 
-A stage writes through `Events`; nothing here prints. Kinds: `step` (status changes), `progress`, `metric`, `log`.
+A stage writes through `Events`; nothing here prints. Kinds: `step` (status changes), `progress`, `metric`,
+`fact`, `log`.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class Events:
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """Record a number; with `step` (training step, round) it becomes a curve in the report."""
         self.emit("metric", name=name, value=value, at_step=step)
+
+    def fact(self, name: str, value: str) -> None:
+        """Record what was found or chosen and is no number; it stands in the run beside the numbers."""
+        self.emit("fact", name=name, value=value)
 
     def progress(self, label: str, total: int | None = None, unit: str = "rows", *, done: int = 0) -> Progress:
         """Start a progress line; `done` units were done before, by a run that was killed."""

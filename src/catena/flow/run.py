@@ -129,7 +129,7 @@ class _Step:
         )
 
     def _note(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == "metric" and event.get("at_step") is None:
+        if event["event"] == "fact" or (event["event"] == "metric" and event.get("at_step") is None):
             self.metrics[event["name"]] = event["value"]
 
     def run(self, *, refresh: bool) -> None:

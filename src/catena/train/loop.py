@@ -106,6 +106,8 @@ class Training:
         self.config = config = config.model_copy(update={"precision": settle_precision(ctx, config, device)})
         self.strategy = make_strategy(config, device)
         self.events = ctx.events if self.strategy.main else Events()
+        self.events.fact("number_format", config.precision)
+        self.events.fact("device", device.type)
         self.checkpoints = Checkpoints(ctx.workdir, self.strategy, config.checkpoint_keep, self.events.log)
         peak = peak_flops(config.precision, device.type) if self.strategy.main else 0.0
         self._speed = Speed(model, peak * self.strategy.world)
