@@ -207,7 +207,7 @@ class Workspace:
         compare: str | None = None,
         judge: str | None = None,
         seed: int = 0,
-        report: Path | None = None,
+        report: str | Path | None = None,
         listeners: Iterable[Listener] = (),
         **fields: Any,
     ) -> Evaluated:
@@ -225,7 +225,7 @@ class Workspace:
         found = cast("dict[str, Report]", run.outputs)
         made = Evaluated(run, found["scores"], found.get("other"), found.get("comparison"))
         if report is not None:
-            write_page(self.store, made.report, report, made.other, made.comparison)
+            write_page(self.store, made.report, Path(report), made.other, made.comparison)
         return made
 
     def resolve(self, ref: str) -> Artifact:

@@ -42,6 +42,8 @@ class Likelihood(NamedTuple):
     logprob: float
     """Natural, the sum over its tokens."""
     tokens: int
+    greedy: bool = False
+    """Whether each of its tokens was the likeliest, where that was asked."""
 
 
 class Answers:
@@ -149,10 +151,16 @@ class Asker:
 
     # -- log-likelihoods ---------------------------------------------------------------------------------------------
 
-    def likelihoods(self, pairs: Sequence[Sequence[tuple[Prompt, str]]], label: str) -> list[list[Likelihood]]:
-        """Return, for each question, the log-likelihood of each of its (prompt, continuation)."""
+    def likelihoods(
+        self, pairs: Sequence[Sequence[tuple[Prompt, str]]], label: str, *, greedy: bool = False
+    ) -> list[list[Likelihood]]:
+        """Return, for each question, the log-likelihood of each of its (prompt, continuation).
+
+        `greedy` asks as well whether each continuation is what the model would have written.
+        """
         asked = [[self._pair(prompt, text) for prompt, text in choices] for choices in pairs]
-        keys = [[digest_of(["tokens", ids, first])[:32] for ids, first in choices] for choices in asked]
+        how = ["greedy"] if greedy else []
+        keys = [[digest_of(["tokens", ids, first, *how])[:32] for ids, first in choices] for choices in asked]
         flat = {
             key: ids_first
             for start in range(0, len(asked), WAVE)
@@ -163,7 +171,7 @@ class Asker:
                 if at < len(asked[number])
             ]
         }
-        self._score(flat, label)
+        self._score(flat, label, greedy=greedy)
         return [[Likelihood(*self._known(key)) for key in row] for row in keys]
 
     def windows(self, texts: Sequence[Sequence[tuple[list[int], int]]], label: str) -> list[list[Likelihood]]:
@@ -196,15 +204,15 @@ class Asker:
             ids = ids[-self.context :]
         return list(ids), max(first, 1)
 
-    def _score(self, wanted: dict[str, tuple[list[int], int]], label: str) -> None:
+    def _score(self, wanted: dict[str, tuple[list[int], int]], label: str, *, greedy: bool = False) -> None:
         requests = {}
         for key, (ids, first) in wanted.items():
             if self.answers.get(key) is not None:
                 continue
             if len(ids) <= first:
-                self.answers.put(key, Likelihood(0.0, 0))  # nothing is foretold
+                self.answers.put(key, Likelihood(0.0, 0, True))  # nothing is foretold
                 continue
-            params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_from=first)
+            params = SamplingParams(max_tokens=0, prompt_logprobs=int(greedy), prompt_logprobs_from=first)
             requests[key] = Request(key, ids, params)
         for completion in self._ask(requests, label):
             _refuse_failed(completion)
@@ -212,7 +220,8 @@ class Asker:
             total = sum(one.logprob for one in told)
             if not isfinite(total):
                 raise DataError("the model's log-probabilities are no finite numbers", hint="Its weights may hold NaN.")
-            self.answers.put(completion.request_id, Likelihood(total, len(told)))
+            likeliest = greedy and all(one.top and one.top[0][0] == one.token_id for one in told)
+            self.answers.put(completion.request_id, Likelihood(total, len(told), likeliest))
 
     # -- both --------------------------------------------------------------------------------------------------------
 
@@ -234,6 +243,22 @@ class Asker:
         if value is None:
             raise RemoteError("a request was not answered", hint="Run it again: what was answered is kept.")
         return value
+
+
+def cut_windows(count: int, window: int, before: int) -> list[tuple[int, int, int]]:
+    """Cut `count` tokens into (start, first that counts, end), each counted once: the last one reaches back to be full.
+
+    `before` tokens (0 or 1) stand in front of the first; numbers are places in the text with them. As
+    lm-evaluation-harness cuts them, with one token less: a model is shown `window` tokens and no more.
+    """
+    total = count + before
+    cuts = []
+    done = 1
+    while done < total:
+        end = min(done + window - 1, total)
+        cuts.append((max(end - window, 0), done, end))
+        done = end
+    return cuts
 
 
 def _stream(answered: Iterable[Completion]) -> ClosingGenerator[Completion, None, None]:

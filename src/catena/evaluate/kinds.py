@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,26 +16,24 @@ import numpy as np
 from catena.core.digest import digest_of
 from catena.core.errors import UsageError
 from catena.core.generate import SamplingParams
-from catena.evaluate.ask import Asker, Prompt
+from catena.evaluate.ask import Asker, Prompt, cut_windows
 from catena.evaluate.extract import Extractor
 from catena.evaluate.measures import OF_ANSWERS, OF_CHOICES, Array, Manner, Pair, mean_of
+from catena.evaluate.outcome import Line, Outcome
 from catena.evaluate.prompts import Prompter
 from catena.evaluate.rows import Row
 from catena.evaluate.sandbox import Sandbox, Verdict, pass_at_k, run_all
-from catena.evaluate.task import Answered, ChoiceTask, CodeTask, GenerateTask, JudgeTask, PerplexityTask, Task
+from catena.evaluate.task import (
+    Answered,
+    ChoiceTask,
+    CodeTask,
+    GenerateTask,
+    HarnessTask,
+    JudgeTask,
+    PerplexityTask,
+    Task,
+)
 from catena.evaluate.template import Template
-
-Line = dict[str, Any]
-
-
-@dataclass
-class Outcome:
-    """What one task gave: a line for each row, and evidence `[rows, k]` by measure, in the same order."""
-
-    lines: list[Line]
-    evidence: dict[str, Array]
-    notes: dict[str, Any] = field(default_factory=dict)
-    """Counts that a reader should know: answers that could not be read, that were cut."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,8 @@ class Run:
     chat: bool
     judge: Asker | None = None
     sandbox: Sandbox | None = None
+    limit: int | None = None
+    """At most so many rows, for who reads them by himself."""
 
 
 def perform(task: Task, rows: Sequence[Row], run: Run) -> Outcome:
@@ -61,6 +61,7 @@ def perform(task: Task, rows: Sequence[Row], run: Run) -> Outcome:
         PerplexityTask: foretell,
         CodeTask: program,
         JudgeTask: judged,
+        HarnessTask: harness,
     }
     return kinds[type(task)](task, rows, run)
 
@@ -171,22 +172,6 @@ def choose(task: ChoiceTask, rows: Sequence[Row], run: Run) -> Outcome:
     return Outcome(lines, evidence)
 
 
-def windows(count: int, window: int, before: int) -> list[tuple[int, int, int]]:
-    """Cut `count` tokens into (start, first that counts, end), each counted once: the last one reaches back to be full.
-
-    `before` tokens (0 or 1) stand in front of the first; numbers are places in the text with them. As
-    lm-evaluation-harness cuts them, with one token less: a model is shown `window` tokens and no more.
-    """
-    total = count + before
-    cuts = []
-    done = 1
-    while done < total:
-        end = min(done + window - 1, total)
-        cuts.append((max(end - window, 0), done, end))
-        done = end
-    return cuts
-
-
 def foretell(task: PerplexityTask, rows: Sequence[Row], run: Run) -> Outcome:
     """Add up the log-likelihoods of texts; words and bytes are counted in the text as it was."""
     window = task.window or run.asker.context or 1024
@@ -199,7 +184,9 @@ def foretell(task: PerplexityTask, rows: Sequence[Row], run: Run) -> Outcome:
     cuts = []
     for one in texts:
         ids = [*start, *(run.asker.codec.continuation(one) if one else [])]
-        cuts.append([(ids[a:end], first - a) for a, first, end in windows(len(ids) - len(start), window, len(start))])
+        cuts.append(
+            [(ids[a:end], first - a) for a, first, end in cut_windows(len(ids) - len(start), window, len(start))]
+        )
     told = run.asker.windows(cuts, task.name)
     nats = np.asarray([-sum(piece.logprob for piece in pieces) for pieces in told])
     tokens = np.asarray([float(sum(piece.tokens for piece in pieces)) for pieces in told])
@@ -311,3 +298,10 @@ def judged(task: JudgeTask, rows: Sequence[Row], run: Run) -> Outcome:
     unread = sum(ruling.unread for ruling in rulings)
     notes = {**_notes(extract, lines), **({"rulings_unread": unread} if unread else {})}
     return Outcome(lines, {name: mean_of([ruling.score for ruling in rulings])}, notes)
+
+
+def harness(task: HarnessTask, rows: Sequence[Row], run: Run) -> Outcome:
+    """Let lm-evaluation-harness perform one of its tasks."""
+    from catena.evaluate.harness import run_harness
+
+    return run_harness(task, run.asker, run.limit, run.seed)

@@ -154,7 +154,7 @@ def tasks(
             "config": measured_by(cfg, ctx.seed, judge),
             "generator": cfg.generator,
             "tasks": {one.loaded.task.name: about(one) for one in found},
-            "questions": sum(len(one.rows) for one in found),
+            "questions": sum(len(one.outcome.lines) for one in found),
             "prompts_cut_at_context": cut,
             "notes": notes,
             "interval": "95 %: Wilson where an answer is right or wrong by itself, else bootstrap of rows or clusters",
@@ -175,7 +175,7 @@ def about(one: Measured) -> dict[str, Any]:
     return {
         "kind": task.kind,
         "digest": one.loaded.digest,
-        "rows": len(one.rows),
+        "rows": len(one.outcome.lines),
         "description": task.description,
         "clusters": None if one.clusters is None else len(set(one.clusters)),
         "main": f"{task.name}/{next(iter(one.outcome.evidence))}",
@@ -242,8 +242,11 @@ def measured(
     task, asked = loaded.task, rows["asked"]
     chat = isinstance(task, Prompted) and (task.chat if cfg.chat is None else cfg.chat)
     own = len(data_of(task)) == 1
-    run = Run(askers[0], ctx.seed, rows["pool"], own, chat, askers[1], Sandbox(cfg.uncontained_code))
+    run = Run(askers[0], ctx.seed, rows["pool"], own, chat, askers[1], Sandbox(cfg.uncontained_code), cfg.limit)
     outcome = perform(task, asked, run)
+    if task.kind == "lm_eval":
+        names = [str(line["group"]) for line in outcome.lines]
+        return Measured(loaded, asked, outcome, None, names if len(set(names)) > 1 else None)
     groups = _labels(task.group, asked)
     for line, group in zip(outcome.lines, groups or (), strict=bool(groups)):
         line["group"] = group
@@ -307,7 +310,7 @@ def write_files(folder: Path, found: Sequence[Measured]) -> None:
             orjson.dumps(line, default=str) + b"\n" for line in one.outcome.lines
         ]
         arrays |= {f"{name}/{measure}": evidence for measure, evidence in one.outcome.evidence.items()}
-        arrays[f"{name}#ids"] = np.asarray([row.id for row in one.rows])
+        arrays[f"{name}#ids"] = np.asarray([line["id"] for line in one.outcome.lines])
         if one.clusters is not None:
             arrays[f"{name}#clusters"] = np.asarray([str(label) for label in one.clusters])
     for file, lines in texts.items():

@@ -5,6 +5,7 @@
     kind: perplexity   text -> log-likelihood -> perplexity by token, word and byte
     kind: code         prompt -> program -> run in a sandbox -> pass@k
     kind: judge        prompt -> answer -> a judge's grade, or its choice of two
+    kind: lm_eval      a task of lm-evaluation-harness by its name
 
 Names and numbers stand in the file; what they mean is in `measures.py`, `kinds.py`, `sandbox.py`.
 """
@@ -329,13 +330,28 @@ class JudgeTask(Answered):
         return template(text)
 
 
-Task = GenerateTask | ChoiceTask | PerplexityTask | CodeTask | JudgeTask
-KINDS: dict[str, type[GenerateTask | ChoiceTask | PerplexityTask | CodeTask | JudgeTask]] = {
+class HarnessTask(TaskBase):
+    """A task of lm-evaluation-harness, which asks and scores it by itself."""
+
+    kind: Literal["lm_eval"]
+    task: str
+    """Its name there; a group's name too."""
+    include: str = ""
+    """A folder with further task files of the harness."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Examples, where not as the task says."""
+    data: DataConfig = DataConfig(rows=({"read by": "lm-evaluation-harness"},))
+    """Not to be given: the harness reads its own."""
+
+
+Task = GenerateTask | ChoiceTask | PerplexityTask | CodeTask | JudgeTask | HarnessTask
+KINDS: dict[str, type[Task]] = {
     "generate": GenerateTask,
     "choice": ChoiceTask,
     "perplexity": PerplexityTask,
     "code": CodeTask,
     "judge": JudgeTask,
+    "lm_eval": HarnessTask,
 }
 
 

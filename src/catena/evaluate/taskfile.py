@@ -7,6 +7,7 @@ lm_eval:NAME     a task of lm-evaluation-harness (see `harness`)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from catena.core.digest import digest_of
 from catena.core.errors import NotFound, TaskError, did_you_mean
 from catena.core.source import Source, parse_source, read_source
 from catena.evaluate.rows import content_of
-from catena.evaluate.task import KINDS, DataConfig, Suite, Task
+from catena.evaluate.task import KINDS, DataConfig, HarnessTask, Suite, Task
 
 SHIPPED = Path(__file__).parent / "tasks"
 HARNESS = "lm_eval:"
@@ -54,6 +55,9 @@ def load_tasks(names: Sequence[str], data: str = "") -> list[Loaded]:
 
 
 def _load(name: str, data: str, inside: tuple[Path, ...]) -> Iterator[Loaded]:
+    if name.startswith(HARNESS):
+        yield named_in_harness(name.removeprefix(HARNESS))
+        return
     path = _path(name, inside[-1].parent if inside else Path())
     if path in inside:
         raise TaskError(f"the suite {path} has itself in it", hint=NOTHING_RAN)
@@ -70,6 +74,13 @@ def _load(name: str, data: str, inside: tuple[Path, ...]) -> Iterator[Loaded]:
     contents = [content_of(one, folders, hint) for one in data_of(task)]
     what = task.model_dump(mode="json", exclude={"description", "source", "license"})
     yield Loaded(task, folders, digest_of({"task": what, "data": contents}))
+
+
+def named_in_harness(name: str) -> Loaded:
+    """Return the task that stands for one of lm-evaluation-harness."""
+    own = re.sub(r"[^A-Za-z0-9._-]", "-", name) or "lm_eval"
+    task = HarnessTask(name=own, kind="lm_eval", task=name, description="a task of lm-evaluation-harness")
+    return Loaded(task, (), digest_of([HARNESS, name]))
 
 
 def _path(name: str, folder: Path) -> Path:

@@ -5,6 +5,7 @@
             objects/         files of models and reports, by content
             datasets/        tables, by content
             checkouts/       folders of models and reports, laid out when first used
+            answers/         what models answered in evaluations, to be found again; may be deleted
             runs/<group>/    events.jsonl, the recipe as it ran, report.html
             work/<key>/      what an unfinished step left, to go on from
             locks/
