@@ -28,8 +28,9 @@ from catena.core.stage import Context, code_digest, stage
 from catena.core.types import DatasetVersion, ModelVersion, Report, Score
 from catena.evaluate.ask import Answers, Asker
 from catena.evaluate.choice import known_generator
-from catena.evaluate.kinds import Outcome, Run, perform
+from catena.evaluate.kinds import Run, perform
 from catena.evaluate.measures import Array, measure_of
+from catena.evaluate.outcome import Outcome
 from catena.evaluate.perplexity import start_token
 from catena.evaluate.rows import Row, read_rows
 from catena.evaluate.sandbox import Sandbox
