@@ -17,6 +17,7 @@ from catena.core.config import Config, describe, override, parse
 from catena.core.errors import ConfigError
 from catena.govern.config import GovernConfig
 from catena.serve.config import ServeConfig
+from catena.serve.hub.config import HubConfig
 
 FILE = "catena.yaml"
 PREFIX = "CATENA_"
@@ -28,6 +29,15 @@ class ServeSettings(ServeConfig):
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Port; 0 takes any free one."""
+
+
+class HubSettings(HubConfig):
+    """Where `catena hub serve` listens, and its bounds."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = Field(default=8500, ge=0, le=65535)
     """Port; 0 takes any free one."""
 
 
@@ -71,6 +81,7 @@ class Settings(Config):
     files: str = ""
     """fsspec URL of the files for new workspaces; empty: a folder inside the workspace."""
     serve: ServeSettings = ServeSettings()
+    hub: HubSettings = HubSettings()
     track: TrackSettings = TrackSettings()
     backends: BackendsSettings = BackendsSettings()
     govern: GovernConfig = GovernConfig()

@@ -28,6 +28,7 @@ from catena.cli import (
     export,
     feedback,
     history,
+    hub,
     keys,
     model,
     plan_training,
@@ -71,6 +72,7 @@ for table in (data.COMMANDS, commit.COMMANDS, erase.COMMANDS, feedback.DATA_COMM
 app.add_typer(data_app)
 app.add_typer(bench.app)
 for noun, help_, group in (
+    ("hub", "Models and datasets for Hugging Face clients.", hub.COMMANDS),
     ("keys", "Who may use a server that runs with --auth.", keys.COMMANDS),
     ("audit", "What was asked, answered, decided and administered.", audit.COMMANDS),
     ("compliance", "Evidence for a checklist, and the change log of models.", compliance.COMMANDS),

@@ -1,8 +1,8 @@
 """Roles and what they may do: frozen sets, so that a check is one look-up. No I/O.
 
-    user        asks models, sees which there are, gives feedback, has jobs of its own
-    developer   also: metrics, datasets, releases
-    admin       also: keys, the audit, everything
+    user        asks models, sees which there are, pulls from the hub, gives feedback, has jobs of its own
+    developer   also: metrics, datasets, releases, pushes to the hub
+    admin       also: keys, the audit, removing repositories of the hub, everything
 
 A key may have fewer actions than its role, and only some models; never more.
 """
@@ -20,13 +20,25 @@ from catena.core.errors import UsageError, did_you_mean
 Role = Literal["admin", "developer", "user"]
 ROLES: tuple[Role, ...] = get_args(Role)
 Action = Literal[
-    "public", "infer", "models", "jobs", "feedback", "metrics", "data", "releases", "keys", "audit", "admin"
+    "public",
+    "infer",
+    "models",
+    "jobs",
+    "feedback",
+    "pull",
+    "metrics",
+    "data",
+    "releases",
+    "push",
+    "keys",
+    "audit",
+    "admin",
 ]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 """`public` needs no credentials."""
 
-_USER: frozenset[Action] = frozenset({"public", "infer", "models", "jobs", "feedback"})
-_DEVELOPER: frozenset[Action] = _USER | {"metrics", "data", "releases"}
+_USER: frozenset[Action] = frozenset({"public", "infer", "models", "jobs", "feedback", "pull"})
+_DEVELOPER: frozenset[Action] = _USER | {"metrics", "data", "releases", "push"}
 GRANTED: Mapping[Role, frozenset[Action]] = {
     "user": _USER,
     "developer": _DEVELOPER,

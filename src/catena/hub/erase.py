@@ -249,6 +249,7 @@ def _carry_out(store: Store, journal: _Journal, events: Events) -> Erasure:
         _save(store, journal)
     store.index.replace_datasets(journal.rewritten, erasure.id, erasure.marks, lambda digest: sign(store.root, digest))
     erasure.commits = store.index.rewritten_commits(erasure.id)
+    shutil.rmtree(store.root / "exports", ignore_errors=True)  # copies for the hub's clients
     for table in erasure.tables:
         shutil.rmtree(datasets / table, ignore_errors=True)
     for path in datasets.glob(".writing-*"):

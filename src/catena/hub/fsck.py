@@ -19,6 +19,7 @@ from catena.core.errors import EnvironmentProblem, environment_problem
 from catena.core.events import Events
 from catena.core.types import Artifact, DatasetVersion, File, ModelVersion, Report
 from catena.hub.datasets import damage
+from catena.hub.repo.records import pushed_objects
 from catena.hub.store import Store
 
 HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{8}")  # what `write_atomically` and `checkout` write before they rename
@@ -133,7 +134,7 @@ def collect_garbage(
         for path in _leftovers(store, kept, unfinished=unused):
             sweep.path(path)
         owners = [artifact for artifact in kept if not isinstance(artifact, DatasetVersion)]
-        wanted = {file.sha256 for artifact in owners for file in artifact.files}
+        wanted = {file.sha256 for artifact in owners for file in artifact.files} | pushed_objects(store)
         for name, size in list(store.files.all()):
             if name not in wanted:
                 sweep.object(name, size)
@@ -196,6 +197,7 @@ def _leftovers(store: Store, kept: list[Artifact], *, unfinished: bool) -> Itera
         if path.relative_to(store.datasets).as_posix() not in tables:
             yield path
     yield from sorted((root / "checkouts").glob("*"))
+    yield from sorted((root / "exports").glob("*"))
     yield from sorted((root / "locks").glob("step-*.lock"))
     for path in sorted((root / "work").glob("*")):
         if unfinished or path.name.startswith("tmp-") or store.index.find_runs(key=path.name, status="done"):

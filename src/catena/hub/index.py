@@ -347,8 +347,16 @@ class Index:
                 self._insert(run_inputs).values(run=run.id, input=name, digest=digest).on_conflict_do_nothing()
             )
 
-    def finish(self, run: Run, artifact: Artifact, name: str, tags: tuple[str, ...] = ()) -> tuple[Artifact, int]:
-        """End a run well, in one transaction: its artifact, name, tags and record appear together or not at all."""
+    def finish(
+        self,
+        run: Run,
+        artifact: Artifact,
+        name: str,
+        tags: tuple[str, ...] = (),
+        *,
+        beside: Callable[[Connection], None] | None = None,
+    ) -> tuple[Artifact, int]:
+        """End a run well, in one transaction: artifact, name, tags, record, and what `beside` writes, or nothing."""
         with self._write() as connection:
             stored = self._add_artifact(connection, artifact)
             version = self._add_name(connection, name, stored.digest)
@@ -357,6 +365,8 @@ class Index:
                     insert(tag_moves).values(name=name, tag=tag, digest=stored.digest, moved=now(), by=f"run {run.id}")
                 )
             self._put_run(connection, run)
+            if beside is not None:
+                beside(connection)
         return stored, version
 
     def find_runs(self, **where: Any) -> list[Run]:

@@ -9,6 +9,8 @@ commits     one row for each commit of a dataset's name; `body` is its JSON, and
 branch_moves  every move of every branch, in order: the last one counts
 erased      rows that must not come back: id, and the keyed hash of their data
 api_keys    one row for each key of the server; `body` is its JSON with the hash, never the secret
+repo_commits  one row for each commit of a repository of the hub; `body` is its JSON with the list of its files
+repo_moves  every move of every branch and tag of a repository, in order: the last one counts
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from sqlalchemy import (
 
 from catena.core.errors import WorkspaceTooNew
 
-HEAD = "0003"
+HEAD = "0004"
 
 metadata = MetaData()
 
@@ -114,6 +116,27 @@ api_keys = Table(
     Column("id", String(16), primary_key=True),
     Column("created", DateTime(timezone=True), nullable=False),
     Column("body", Text, nullable=False),
+)
+repo_commits = Table(
+    "repo_commits",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("body", Text, nullable=False),
+    Index("repo_commits_of", "kind", "name"),
+)
+repo_moves = Table(
+    "repo_moves",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("ref", String(200), nullable=False),
+    Column("commit", String(40), nullable=True),  # null: the branch or tag was removed
+    Column("moved", DateTime(timezone=True), nullable=False),
+    Column("by", String(200), nullable=False, default=""),
+    Index("repo_moves_of", "kind", "name"),
 )
 
 

@@ -17,6 +17,8 @@ from catena.serve.config import ServeConfig
 from catena.serve.errors import RETRY_AFTER_S
 from catena.serve.wire import error_body
 
+CONNECTION = "catena.connection"
+"""Key of the scope: protocol and cycle, for answers that the kernel copies from a file (`serve/hub/files.py`)."""
 LINGER_S = 1.0
 """Time for a refused client to read why, before the connection is cut."""
 
@@ -70,6 +72,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head, self._head_bytes = False, 0
         self._stop("head")
         super().on_headers_complete()
+        # Each request gets its own cycle: with pipelining the protocol's is already that of a later one.
+        self.scope[CONNECTION] = (self, self.cycle)  # type: ignore[literal-required]
 
     def on_message_complete(self) -> None:
         """Count the next head from here."""

@@ -1,0 +1,229 @@
+"""Cards: a README with the metadata that hubs read, written from what the store knows and from nothing else.
+
+front matter   licence, library, tags, base model, datasets, scores (as `model-index`), files of each split
+body           what it is, how it was made (every run, back to the first), data and licences, scores, change log
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from catena.core.types import Artifact, DatasetVersion, ModelVersion, Report, Run
+from catena.hub.repo.exports import split_word
+from catena.hub.store import Store
+
+FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+SIMPLE_LICENSE = re.compile(r"[A-Za-z0-9.+-]+")
+SHOWN_CONFIG = 12
+SHOWN_LOG = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the store knows of all its artifacts, read once for many cards."""
+
+    names: Mapping[str, str]
+    """Digest to the newest `name@version`."""
+    reports: Mapping[str, Sequence[Report]] = field(default_factory=dict)
+    """Digest of what was measured to the reports on it."""
+
+
+def read_told(store: Store) -> Told:
+    """Read names and reports."""
+    names = {row.digest: f"{row.name}@{row.version}" for row in store.index.versions()}
+    reports: dict[str, list[Report]] = {}
+    for artifact in store.index.all_artifacts():
+        if isinstance(artifact, Report):
+            reports.setdefault(artifact.subject, []).append(artifact)
+    return Told(names, reports)
+
+
+def card(store: Store, artifact: Artifact, name: str, told: Told | None = None) -> str:
+    """Return the README of a model or a dataset version under a name."""
+    known = told or read_told(store)
+    runs = _history(store, artifact)
+    reports = known.reports.get(artifact.digest, ())
+    facts = _front(artifact, name, runs, reports, known)
+    parts = [f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---\n", f"# {name}\n"]
+    parts += [_what(artifact), _made(runs, known), _data(store, artifact, runs, known), _scores(reports)]
+    parts += [_log(store, name, artifact.kind)]
+    return "\n".join(part for part in parts if part)
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """Read the metadata of a card; nothing where there is none or it is broken."""
+    found = FRONT.match(text)
+    try:
+        facts = yaml.safe_load(found[1]) if found else None
+    except (yaml.YAMLError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def license_of(facts: Mapping[str, Any]) -> str | None:
+    """Return the licence that a card's metadata names."""
+    named = facts.get("license")
+    if named == "other":
+        named = facts.get("license_name") or "other"
+    if isinstance(named, list):
+        named = " AND ".join(map(str, named))
+    return None if named is None else str(named)
+
+
+def _history(store: Store, artifact: Artifact) -> list[Run]:
+    """Return the runs that led to an artifact, the first ones first."""
+    found: dict[str, Run] = {}
+    waiting, seen = [artifact.digest], {artifact.digest}
+    while waiting:
+        digest = waiting.pop()
+        makers = [
+            run for run in store.index.find_runs(output=digest, status="done") if digest not in run.inputs.values()
+        ]
+        for run in makers[-1:]:
+            found[run.id] = run
+            fresh = [given for given in run.inputs.values() if given not in seen]
+            seen.update(fresh)
+            waiting.extend(fresh)
+    return sorted(found.values(), key=lambda run: (run.started.timestamp() if run.started else 0.0, run.id))
+
+
+def _front(artifact: Artifact, name: str, runs: Sequence[Run], reports: Iterable[Report], told: Told) -> dict[str, Any]:
+    facts: dict[str, Any] = dict(_license(artifact.license))
+    tags = ["catena"]
+    if isinstance(artifact, ModelVersion):
+        library = {"adapter": "peft", "gguf": "gguf", "onnx": "onnx"}.get(artifact.form, "transformers")
+        facts["library_name"] = library
+        tags += [artifact.form] if artifact.form != "full" else []
+        tags += [artifact.quantization] if artifact.quantization else []
+        if "CausalLM" in artifact.architecture:
+            facts["pipeline_tag"] = "text-generation"
+        base = _repo(told.names.get(artifact.base or "", ""))
+        facts |= {"base_model": base} if base else {}
+        made = {run.output for run in runs} | {digest for run in runs for digest in run.inputs.values()}
+        data = [digest for digest in made if digest in told.names]
+        own = {run.stage for run in runs if run.output == artifact.digest}
+        direct = [digest for run in runs if run.stage in own for digest in run.inputs.values()]
+        named = sorted({_repo(told.names.get(digest, "")) for digest in direct} - {"", base, name})
+        facts |= {"datasets": named} if named and data else {}
+        results = _results(reports)
+        facts |= {"model-index": [{"name": name, "results": results}]} if results else {}
+    if isinstance(artifact, DatasetVersion):
+        tags += [artifact.shape]
+        splits = sorted({split_word(split) for split in artifact.splits} or {"train"})
+        files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
+        facts["configs"] = [{"config_name": "default", "data_files": files}]
+    return {**facts, "tags": tags}
+
+
+def _license(license: str | None) -> dict[str, str]:
+    if not license:
+        return {}
+    if SIMPLE_LICENSE.fullmatch(license):
+        return {"license": license.lower()}
+    return {"license": "other", "license_name": license}
+
+
+def _repo(ref: str) -> str:
+    name = ref.partition("@")[0]
+    return name if REPO_NAME.fullmatch(name) else ""
+
+
+def _results(reports: Iterable[Report]) -> list[dict[str, Any]]:
+    found = []
+    for report in reports:
+        metrics = [{"type": name, "name": name, "value": round(item.value, 6)} for name, item in report.scores.items()]
+        suite = {"type": report.suite, "name": report.suite}
+        if metrics:
+            found.append({"task": {"type": "text-generation"}, "dataset": suite, "metrics": metrics})
+    return found
+
+
+def _what(artifact: Artifact) -> str:
+    rows: list[tuple[str, Any]] = []
+    if isinstance(artifact, ModelVersion):
+        rows = [
+            ("Form", artifact.form),
+            ("Architecture", artifact.architecture),
+            ("Parameters", f"{artifact.parameters:,}" if artifact.parameters else ""),
+            ("Number format", artifact.quantization or artifact.dtype),
+            ("Longest sequence", f"{artifact.context:,} tokens" if artifact.context else ""),
+            ("Size", f"{artifact.size / 1e6:,.2f} MB"),
+        ]
+    if isinstance(artifact, DatasetVersion):
+        rows = [("Shape", artifact.shape), ("Rows", f"{artifact.rows:,}"), ("Kept back", f"{artifact.rejects:,}")]
+        rows += [(f"Split {name}", f"{split.rows:,} rows") for name, split in artifact.splits.items()]
+    rows += [("Licence", artifact.license or "not known"), ("Digest", f"`{artifact.digest}`")]
+    return _table(("", ""), [row for row in rows if row[1]])
+
+
+def _made(runs: Sequence[Run], told: Told) -> str:
+    if not runs:
+        return "## How it was made\n\nNot known: it was put into the store as it is.\n"
+    lines = ["## How it was made\n"]
+    for number, run in enumerate(runs, 1):
+        inputs = [f"{key} `{told.names.get(digest, digest[:12])}`" for key, digest in run.inputs.items()]
+        made = told.names.get(run.output or "", (run.output or "")[:12])
+        lines.append(f"{number}. **{run.stage}** made `{made}`" + (f" from {', '.join(inputs)}" if inputs else ""))
+        config = {key: value for key, value in run.config.items() if _telling(value)}
+        shown = ", ".join(f"{key}={_short(value)}" for key, value in list(config.items())[:SHOWN_CONFIG])
+        lines += [f"   ({shown})"] if shown else []
+    return "\n".join(lines) + "\n"
+
+
+def _telling(value: Any) -> bool:
+    return value not in (None, "", [], {}, ()) and isinstance(value, str | int | float | bool)
+
+
+def _short(value: Any) -> str:
+    text = str(value).replace("\n", " ").replace("`", "'")
+    return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
+
+
+def _data(store: Store, artifact: Artifact, runs: Sequence[Run], told: Told) -> str:
+    digests = dict.fromkeys(digest for run in runs for digest in (*run.inputs.values(), run.output or ""))
+    rows = []
+    for digest in digests:
+        found = store.index.artifact(digest) if digest and digest != artifact.digest else None
+        if isinstance(found, DatasetVersion):
+            rows.append((f"`{told.names.get(digest, digest[:12])}`", f"{found.rows:,}", found.license or "not known"))
+    if not rows:
+        return ""
+    return "## Data and licences\n\n" + _table(("dataset", "rows", "licence"), rows)
+
+
+def _scores(reports: Iterable[Report]) -> str:
+    rows = []
+    for report in reports:
+        for name, score in report.scores.items():
+            ends = "" if score.low is None or score.high is None else f"{score.low:.4g} to {score.high:.4g}"
+            rows.append((report.suite, name, f"{score.value:.4g}{score.unit}", ends, score.n or ""))
+    if not rows:
+        return ""
+    return "## Scores\n\n" + _table(("suite", "score", "value", "95 %", "n"), rows)
+
+
+def _log(store: Store, name: str, kind: str) -> str:
+    lines = []
+    for row in store.index.versions(name=name):
+        found = store.index.artifact(row.digest)
+        if found is not None and found.kind == kind:
+            runs = store.index.find_runs(output=row.digest, status="done")
+            by = f", by {runs[0].stage}" if runs else ""
+            lines.append((row.created, f"version {row.version} (`{row.digest[:12]}`){by}"))
+    for move in store.index.tag_history(name):
+        if not move.tag.startswith("@"):
+            stands = f"tag {move.tag} on `{move.digest[:12]}`" if move.digest else f"tag {move.tag} taken away"
+            lines.append((move.moved, stands))
+    told = [f"- {at:%Y-%m-%d %H:%M} {what}" for at, what in sorted(lines)][-SHOWN_LOG:]
+    return "## Change log\n\n" + "\n".join(told) + "\n" if told else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"

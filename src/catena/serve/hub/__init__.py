@@ -1,0 +1,1 @@
+"""The hub: the Hugging Face wire protocol over the workspace's store."""
