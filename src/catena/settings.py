@@ -15,7 +15,7 @@ from pydantic import Field
 
 from catena.core.config import Config, describe, override, parse
 from catena.core.errors import ConfigError
-from catena.govern.config import GovernConfig
+from catena.govern.config import GovernConfig, PluginsConfig
 from catena.serve.config import ServeConfig
 from catena.serve.hub.config import HubConfig
 
@@ -85,6 +85,7 @@ class Settings(Config):
     track: TrackSettings = TrackSettings()
     backends: BackendsSettings = BackendsSettings()
     govern: GovernConfig = GovernConfig()
+    plugins: PluginsConfig = PluginsConfig()
 
 
 def load_settings(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from catena.cli.session import Session, session_of
+from catena.core.errors import UsageError
 
 if TYPE_CHECKING:
     from catena.govern.access import Access
     from catena.govern.config import GovernConfig
+    from catena.hub.repo.records import RepoKind
     from catena.hub.store import Store
 
 
@@ -75,6 +79,171 @@ def _ready(session: Session, url: str) -> None:
         session.out.line(f"hub at {url}: HF_ENDPOINT={url}  (Ctrl-C ends)")
 
 
+Kind = Annotated[str, typer.Option("--type", metavar="KIND", help="model or dataset.")]
+Url = Annotated[str, typer.Option("--hub", metavar="URL", help="The other hub.  [HF_ENDPOINT, https://huggingface.co]")]
+Token = Annotated[str, typer.Option(envvar="HF_TOKEN", metavar="TOKEN", show_envvar=False, help="Who asks it.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="owner/name, or a plain name; with @revision.")]
+
+
+def list_(
+    context: typer.Context,
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="model or dataset.")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="TAG", help="license:mit, quantized, pickle.")
+    ] = None,
+) -> None:
+    """List the repositories of this hub, the last changed first."""
+    _listed(session_of(context), kind, "", tags or ())
+
+
+def search(
+    context: typer.Context,
+    words: Annotated[list[str], typer.Argument(metavar="WORD...", help="Each must be in name, tags, licence or form.")],
+    kind: Annotated[str | None, typer.Option("--type", metavar="KIND", help="model or dataset.")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="TAG", help="license:mit, quantized, pickle.")
+    ] = None,
+) -> None:
+    """Search the repositories of this hub."""
+    _listed(session_of(context), kind, " ".join(words), tags or ())
+
+
+def _listed(session: Session, kind: str | None, words: str, tags: Iterable[str]) -> None:
+    from catena.hub.repo.listing import Listing
+    from catena.hub.repo.repos import Repos
+
+    wanted = (_kind(kind),) if kind else ("model", "dataset")
+    with session.open() as workspace:
+        listing = Listing(Repos(workspace.store))
+        found = [item for one in wanted for item in listing.find(_kind(one), search=words, tags=tags)]
+    if session.out.json:
+        session.out.value([{**asdict(item), "tags": list(item.tags)} for item in found])
+        return
+    rows = [
+        (
+            item.name,
+            item.kind,
+            item.about,
+            item.license,
+            f"{item.bytes / 1e6:,.1f} MB",
+            f"{item.changed:%Y-%m-%d %H:%M}",
+        )
+        for item in found
+    ]
+    session.out.table(("name", "kind", "what", "licence", "size", "changed"), rows, empty="nothing is like this")
+
+
+def show(
+    context: typer.Context,
+    name: Name,
+    log: Annotated[bool, typer.Option("--log", help="Show its commits.")] = False,
+) -> None:
+    """Show a repository: its commit, files, branches and tags."""
+    from catena.hub.repo.repos import Repos
+    from catena.hub.repo.transfer import kind_of
+
+    session = session_of(context)
+    plain, _, revision = name.partition("@")
+    with session.open() as workspace:
+        repos = Repos(workspace.store)
+        kind = kind_of(repos, plain)
+        commit = repos.commit(kind, plain, revision or "main")
+        refs, history = repos.refs(kind, plain), repos.log(kind, plain, commit.id) if log else []
+    files = [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in commit.files]
+    record: dict[str, Any] = {"name": plain, "kind": kind, "commit": commit.id, "artifact": commit.artifact}
+    record |= {"branches": refs.branches, "tags": refs.tags}
+    if session.out.json:
+        entries = [{"commit": id, "message": one.message, "by": one.author, "time": one.time} for id, one in history]
+        session.out.value({**record, "files": files, **({"log": entries} if log else {})})
+        return
+    session.out.fields({**record, "branches": ", ".join(refs.branches), "tags": ", ".join(refs.tags)})
+    if log:
+        lines = [(id[:12], f"{one.time:%Y-%m-%d %H:%M}", one.author, one.message) for id, one in history]
+        session.out.table(("commit", "time", "by", "message"), lines)
+    else:
+        session.out.table(("file", "bytes", "sha256"), [(f["path"], f["size"], str(f["sha256"])[:12]) for f in files])
+
+
+def card(
+    context: typer.Context,
+    name: Name,
+    file: Annotated[Path | None, typer.Option("--write", metavar="FILE", help="Write it there.")] = None,
+) -> None:
+    """Print the card of a model or dataset, written from its lineage: data, licences, config, scores, change log."""
+    from catena.core.types import Report
+    from catena.hub.repo.card import card as written
+
+    session = session_of(context)
+    with session.open() as workspace:
+        artifact = workspace.store.resolve(name)
+        if isinstance(artifact, Report):
+            raise UsageError(f"{name!r} is a report", hint="Cards are of models and datasets.")
+        text = written(workspace.store, artifact, name.partition("@")[0])
+    if file is not None:
+        file.write_text(text, encoding="utf-8")
+        session.out.note(f"wrote {file}")
+    elif session.out.json:
+        session.out.value({"name": name, "card": text})
+    else:
+        session.out.line(text)
+
+
+def pull(
+    context: typer.Context,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the other hub; with @revision.")],
+    kind: Kind = "model",
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="What it is called here.  [its own name]")] = "",
+    hub: Url = "",
+    token: Token = "",
+) -> None:
+    """Bring a model or dataset of another hub into this workspace; its run says from where."""
+    from catena.cli.data import who
+    from catena.hub.repo.repos import Repos
+    from catena.hub.repo.transfer import Hub, pull as pull_from
+
+    session, (plain, _, revision) = session_of(context), repo.partition("@")
+    with session.open(create=True) as workspace:
+        repos = Repos(workspace.store)
+        options: dict[str, Any] = {"kind": _kind(kind), "revision": revision or "main", "name": name, "by": who("")}
+        done = pull_from(repos, Hub(hub, token), plain, **options)
+    if session.out.json:
+        session.out.value(asdict(done))
+        return
+    what = f"version {done.artifact[:12]}" if done.artifact else "files (no version: no whole model or known rows)"
+    session.out.line(f"{done.name}: {done.files} files of {plain} at {done.commit[:12]}, {what}")
+
+
+def push(
+    context: typer.Context,
+    name: Name,
+    to: Annotated[str, typer.Option("--as", metavar="REPO", help="owner/name on the other hub.  [its own name]")] = "",
+    private: Annotated[bool, typer.Option("--private", help="Where it is made: for its owner only.")] = False,
+    message: Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="Of the commit there.")] = "",
+    hub: Url = "",
+    token: Token = "",
+) -> None:
+    """Put a model or dataset of this workspace, with its card, on another hub."""
+    from catena.hub.repo.repos import Repos
+    from catena.hub.repo.transfer import Hub, kind_of, push as push_to
+
+    session = session_of(context)
+    with session.open() as workspace:
+        repos = Repos(workspace.store)
+        kind, other = kind_of(repos, name.partition("@")[0]), Hub(hub, token)
+        commit = push_to(repos, other, name, kind=kind, to=to, private=private, message=message)
+    target = to or name.partition("@")[0]
+    if session.out.json:
+        session.out.value({"hub": other.url, "repo": target, "kind": kind, "commit": commit})
+    else:
+        session.out.line(f"{name} is {target} at {other.url} ({commit[:12]})")
+
+
+def _kind(text: str) -> RepoKind:
+    if text == "model" or text == "dataset":
+        return text  # type: ignore[return-value]
+    raise UsageError(f"{text!r} is not a kind of repository", hint="Kinds: model, dataset.")
+
+
 COMMANDS = (
     (
         "serve",
@@ -82,5 +251,21 @@ COMMANDS = (
         "  catena hub serve\n"
         "  catena hub serve --host 0.0.0.0 --port 8500 --auth --public\n"
         '  HF_ENDPOINT=http://127.0.0.1:8500 python -c "import transformers; ..."',
+    ),
+    ("list", list_, "  catena hub list\n  catena hub list model --tag license:mit --json"),
+    ("search", search, "  catena hub search llama int4\n  catena hub search pages --type dataset"),
+    ("show", show, "  catena hub show team/helper\n  catena hub show team/helper@production --log"),
+    ("card", card, "  catena hub card team/helper\n  catena hub card team/helper@3 --write README.md"),
+    (
+        "pull",
+        pull,
+        "  catena hub pull Qwen/Qwen3-0.6B --as qwen\n"
+        "  catena hub pull team/pages@v2 --type dataset --hub http://hub.example:8500",
+    ),
+    (
+        "push",
+        push,
+        "  catena hub push team/helper@production --hub http://hub.example:8500\n"
+        "  catena hub push helper --as ada/helper --private",
     ),
 )

@@ -32,6 +32,7 @@ from catena.cli import (
     keys,
     model,
     plan_training,
+    plugins,
     recipe,
     release,
     stage,
@@ -77,6 +78,7 @@ for noun, help_, group in (
     ("audit", "What was asked, answered, decided and administered.", audit.COMMANDS),
     ("compliance", "Evidence for a checklist, and the change log of models.", compliance.COMMANDS),
     ("feedback", "What users said of answers.", feedback.COMMANDS),
+    ("plugins", "Packages that add stages, filters, engines.", plugins.COMMANDS),
     ("release", "A new model for few users first, and back if it is worse.", release.COMMANDS),
 ):
     noun_app = typer.Typer(

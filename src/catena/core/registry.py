@@ -113,6 +113,8 @@ EXTRA_OF: dict[str, str] = {
     "limits": "gateway",
     "redis": "gateway",
     "opentelemetry": "otel",
+    "huggingface_hub": "hub",
+    "httpx2": "hub",
 }
 
 

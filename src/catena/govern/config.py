@@ -127,3 +127,12 @@ class GovernConfig(Config):
     feedback: FeedbackConfig = FeedbackConfig()
     allow_open: bool = False
     """Whether a server without `auth` may listen where other machines reach it."""
+
+
+class PluginsConfig(Config):
+    """Where plugins come from, and whose are trusted."""
+
+    index: str = ""
+    """File or URL of the index."""
+    keys: tuple[str, ...] = ()
+    """Public keys (64 hexadecimal digits) of publishers whose plugins may be installed."""
