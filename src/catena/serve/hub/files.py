@@ -6,6 +6,7 @@ Nothing of a file sits in memory. A client that takes nothing for `send_timeout_
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,21 +79,46 @@ class FileAnswer:
 
 
 async def _by_kernel(protocol: GuardedProtocol, cycle: Any, stream: BinaryIO, bounds: tuple[int, int]) -> None:
-    loop, (start, end) = asyncio.get_running_loop(), bounds
+    """Copy from file to socket in the kernel. By hand and not by the loop's `sendfile`, which uvloop does not have."""
     transport: Any = protocol.transport
+    start, end = bounds
+    pause = 0.0
+    while transport.get_write_buffer_size() and not transport.is_closing():
+        await asyncio.sleep(pause)  # the head goes first
+        pause = 0.001
+    if transport.is_closing():
+        return
+    descriptor = os.dup(transport.get_extra_info("socket").fileno())  # ours to wait for: the other is the transport's
     try:
         while start < end and not transport.is_closing():
-            async with asyncio.timeout(protocol.bounds.send_timeout_s):
-                sent = await loop.sendfile(transport, stream, start, min(SLICE, end - start))
+            try:
+                sent = os.sendfile(descriptor, stream.fileno(), start, min(SLICE, end - start))
+            except BlockingIOError:
+                await _writable(descriptor, protocol.bounds.send_timeout_s)
+                continue
             if not sent:
                 break  # the file is shorter than it was: the connection ends before its promised length
             start += sent
             cycle.expected_content_length -= sent
-    except (OSError, TimeoutError, RuntimeError):
-        transport.abort()
+            await asyncio.sleep(0)  # others get their turn
+    except (OSError, TimeoutError):
+        pass
+    finally:
+        os.close(descriptor)
     if start < end:
         cycle.expected_content_length = 0
         transport.abort()
+
+
+async def _writable(descriptor: int, seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_writer(descriptor, ready.set)
+    try:
+        async with asyncio.timeout(seconds):
+            await ready.wait()
+    finally:
+        loop.remove_writer(descriptor)
 
 
 async def _by_hand(send: Send, stream: BinaryIO, start: int, end: int) -> None:
