@@ -95,8 +95,9 @@ def test_what_the_readmes_link_to_is_there() -> None:
             assert (path.parent / target).exists(), f"{name} links to {target}"
 
 
-def test_the_tree_of_the_readme_is_the_tree() -> None:
-    (tree,) = [body for body in blocks("README.md", "") if "src/" in body]
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_tree_of_the_readme_is_the_tree(name: str) -> None:
+    (tree,) = [body for body in blocks(name, "") if "src/" in body]
     folders = {path.parent.name for path in Path(ROOT / "src" / "catena").glob("*/__init__.py")}
     assert set(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE)) == folders
 
