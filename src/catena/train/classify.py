@@ -20,7 +20,7 @@ from catena.models.adapters import AdapterConfig, attach
 from catena.train.artifacts import fingerprint, license_of, read_split, seed_of, store_trained
 from catena.train.begin import check_base, say_counts
 from catena.train.launch import launched
-from catena.train.settings import TrainConfig
+from catena.train.settings import BudgetConfig
 
 if TYPE_CHECKING:
     from catena.models.tags import Tagged
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 
 
-class ClassifyConfig(TrainConfig):
+class ClassifyConfig(BudgetConfig):
     """How to train a classifier. At most one of `steps` and `epochs`; neither means three epochs."""
 
     head: Literal["sequence", "token"] = "sequence"
@@ -43,21 +43,11 @@ class ClassifyConfig(TrainConfig):
     """Share of the body's and the head's inner values that are dropped in training; default: as the model says."""
     overlong: Literal["refuse", "cut", "drop"] = "cut"
     """What to do with a text longer than the model's context; what was done is counted and logged."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps."""
-    epochs: float | None = Field(default=None, gt=0)
-    """Times to go through the examples."""
-    split: str = "train"
-    """Split to train on."""
-    validation_split: str = "validation"
-    """Split to measure on; a dataset without it is trained without measuring."""
     adapter: AdapterConfig = AdapterConfig()
     """Trains a few new weights and the head, and leaves the model as it is; the result is an adapter."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassifyConfig:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give steps or epochs, not both")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("a label stands twice in labels")
         if isinstance(self.class_weights, dict) and any(weight < 0 for weight in self.class_weights.values()):

@@ -17,7 +17,7 @@ from catena.models.presets import preset as preset_named
 from catena.train.artifacts import fingerprint, license_of, read_split, seed_of, store_model
 from catena.train.begin import begin, known_preset, say_counts
 from catena.train.launch import launched
-from catena.train.settings import TrainConfig
+from catena.train.settings import BudgetConfig
 
 if TYPE_CHECKING:
     from catena.train.batches import Batch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENCODED_AT_ONCE = 256
 
 
-class MaskedConfig(TrainConfig):
+class MaskedConfig(BudgetConfig):
     """How to train an encoder. At most one of `steps` and `epochs`; neither means one epoch."""
 
     preset: str = "bert-mini"
@@ -35,14 +35,6 @@ class MaskedConfig(TrainConfig):
     """Longest sequence the model will take; default: the preset's."""
     sequence_length: int = Field(default=128, ge=8)
     """Most tokens in one row; longer texts are split into several."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps."""
-    epochs: float | None = Field(default=None, gt=0)
-    """Times to go through the texts; each time other tokens are masked."""
-    split: str = "train"
-    """Split to train on."""
-    validation_split: str = "validation"
-    """Split to measure on; a dataset without it is trained without measuring."""
 
     @field_validator("preset")
     @classmethod
@@ -51,8 +43,6 @@ class MaskedConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> MaskedConfig:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give steps or epochs, not both")
         context = self.context or preset_named(self.preset).context
         if self.sequence_length > context:
             raise ValueError(f"sequence_length {self.sequence_length} is longer than the model's context, {context}")

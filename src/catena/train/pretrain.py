@@ -15,7 +15,7 @@ from catena.models.presets import preset as preset_named
 from catena.train.artifacts import encode_split, fingerprint, license_of, seed_of, store_trained
 from catena.train.launch import launched
 from catena.train.overlong import Overlong
-from catena.train.settings import TrainConfig
+from catena.train.settings import SplitConfig
 
 if TYPE_CHECKING:
     from catena.train.batches import Batch, PackedDocuments
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from catena.train.packing import PackedRows
 
 
-class PretrainConfig(TrainConfig):
+class PretrainConfig(SplitConfig):
     """How to train on documents. At most one of `steps`, `tokens` and `epochs`; none means one epoch."""
 
     preset: str | None = "llama-4m"
@@ -50,10 +50,6 @@ class PretrainConfig(TrainConfig):
     """Tokens to train on; rounded down to whole steps."""
     epochs: float | None = Field(default=None, gt=0)
     """Times to go through the documents."""
-    split: str = "train"
-    """Split to train on."""
-    validation_split: str = "validation"
-    """Split to measure on; a dataset without it is trained without measuring."""
     adapter: AdapterConfig = AdapterConfig()
     """Trains a few new weights and leaves the `base` as it is; the result is an adapter (`train.merge` merges it)."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from catena.core.errors import DataError
 from catena.core.sample import Sample
@@ -18,14 +18,14 @@ from catena.models.adapters import AdapterConfig, attach
 from catena.train.artifacts import fingerprint, license_of, read_split, seed_of, store_model, store_trained
 from catena.train.begin import begin, known_preset, say_counts
 from catena.train.launch import launched
-from catena.train.settings import TrainConfig
+from catena.train.settings import BudgetConfig
 
 if TYPE_CHECKING:
     from catena.models.classify import Row
     from catena.train.tasks import LabelledRows
 
 
-class Seq2SeqConfig(TrainConfig):
+class Seq2SeqConfig(BudgetConfig):
     """How to train on pairs. At most one of `steps` and `epochs`; neither means three epochs."""
 
     preset: str = "t5-small"
@@ -36,14 +36,6 @@ class Seq2SeqConfig(TrainConfig):
     """Most tokens of a source, and of a target."""
     overlong: Literal["refuse", "cut", "drop"] = "drop"
     """What to do with a pair of which one side is longer; what was done is counted and logged."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps."""
-    epochs: float | None = Field(default=None, gt=0)
-    """Times to go through the pairs."""
-    split: str = "train"
-    """Split to train on."""
-    validation_split: str = "validation"
-    """Split to measure on; a dataset without it is trained without measuring."""
     adapter: AdapterConfig = AdapterConfig()
     """Trains a few new weights and leaves the base as it is; the result is an adapter."""
 
@@ -51,12 +43,6 @@ class Seq2SeqConfig(TrainConfig):
     @classmethod
     def _an_encoder_decoder(cls, name: str) -> str:
         return known_preset(name, "encoder-decoder")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Seq2SeqConfig:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give steps or epochs, not both")
-        return self
 
 
 @stage("train.seq2seq")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from catena.core.config import Config
 from catena.train.guard import GuardConfig
@@ -68,3 +68,27 @@ class TrainConfig(Config):
     """What is watched, and what is done about it."""
     parallel: ParallelConfig = ParallelConfig()
     """How several processes share the work; one process needs nothing of it."""
+
+
+class SplitConfig(TrainConfig):
+    """Base for those who learn from one split of a dataset and measure on another."""
+
+    split: str = "train"
+    """Split to train on."""
+    validation_split: str = "validation"
+    """Split to measure on; a dataset without it is trained without measuring."""
+
+
+class BudgetConfig(SplitConfig):
+    """Base for those whose length is told in steps or in times through the data; each says what neither means."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Times to go through the data."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+        return self

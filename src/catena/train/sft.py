@@ -20,7 +20,7 @@ from catena.train.curriculum import Curriculum, Phase, facts_of
 from catena.train.launch import launched
 from catena.train.overlong import Overlong
 from catena.train.replay import Replayed, packed_documents
-from catena.train.settings import TrainConfig
+from catena.train.settings import SplitConfig
 
 if TYPE_CHECKING:
     from catena.train.batches import Batch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from catena.train.tokens import Tokens
 
 
-class SftConfig(TrainConfig):
+class SftConfig(SplitConfig):
     """How to fine-tune on conversations."""
 
     phases: tuple[Phase, ...] = (Phase(),)
@@ -44,10 +44,6 @@ class SftConfig(TrainConfig):
     """Most tokens of a row; default: the model's context; of packed rows the longest conversation, at least 512."""
     tokens_per_batch: int = Field(default=0, ge=0)
     """Most tokens of a batch, padding too, in place of `batch_size`: short conversations come in larger batches."""
-    split: str = "train"
-    """Split to train on."""
-    validation_split: str = "validation"
-    """Split to measure on; a dataset without it is trained without measuring."""
     replay_every: int = Field(default=8, ge=2)
     """With documents to replay: every so many steps a batch of them is learnt, so that the model does not forget."""
     replay_sequences: int = Field(default=8, ge=1)
