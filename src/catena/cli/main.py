@@ -23,6 +23,7 @@ from catena.cli import (
     compress,
     data,
     deploy,
+    drift,
     erase,
     evaluate,
     export,
@@ -79,6 +80,7 @@ for noun, help_, group in (
     ("compliance", "Evidence for a checklist, and the change log of models.", compliance.COMMANDS),
     ("feedback", "What users said of answers.", feedback.COMMANDS),
     ("plugins", "Packages that add stages, filters, engines.", plugins.COMMANDS),
+    ("drift", "Whether what is asked and answered changes.", drift.COMMANDS),
     ("release", "A new model for few users first, and back if it is worse.", release.COMMANDS),
 ):
     noun_app = typer.Typer(

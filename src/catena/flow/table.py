@@ -39,6 +39,7 @@ STAGES = Registry(
         "data.split_text": "catena.data.split_text:split_text",
         "data.decontaminate": "catena.data.decontaminate:decontaminate",
         "data.balance": "catena.data.balance:balance",
+        "data.drift": "catena.data.drift.stage:drift",
         "data.definitions": "catena.data.definitions:definitions",
         "data.converse": "catena.data.converse:converse",
         # samples to models
