@@ -152,7 +152,16 @@ def test_the_command_line_collects_lists_and_erases(workspace: Workspace, capsys
     made = run("data", "collect", "feedback", "--model", "python-helper/tuned")
     assert (made["ref"], made["rows"], made["new"], made["rejected"]) == ("feedback@1", 3, 3, {"no_consent": 1})
     assert [one["request"] for one in run("feedback", "list")] == list(traces.values())
+    found = run("drift", "report", "--reference", "feedback", "--since", "1h")
+    assert {one["verdict"] for one in found["features"].values()} == {"too few"}
+    assert Path(found["file"]).read_text().startswith("<!doctype html>")
+    assert json.loads((workspace.store.root / "drift" / "latest.json").read_text())["digest"] == found["digest"]
+    lines = {one["id"]: one for one in run("compliance", "report")["lines"]}
+    told = {name: lines[name]["status"] for name in ("feedback-consent", "feedback-masked", "drift-watched")}
+    assert set(told.values()) == {"held"}, lines
     run("audit", "erase", "ada", "--reason", "asked")
+    lines = {one["id"]: one for one in run("compliance", "report")["lines"]}
+    assert lines["feedback-consent"]["status"] == "failed", "rows of somebody who was erased are still there"
     assert run("data", "collect", "feedback", "--model", "python-helper/tuned")["erased"] == 3
     gone = run("data", "erase", "feedback", "--subject", "ada", "--reason", "asked")
     assert len(gone["rows"]) == 4

@@ -54,7 +54,7 @@ class AnswerGroup:
 
 def score_table(reports: Iterable[Report], labels: Mapping[str, str]) -> ScoreTable:
     """Put the scores of models side by side; `labels` names the measured models by digest, in their order."""
-    reports = list(reports)
+    reports = [report for report in reports if report.subject in labels]  # one about data has no column here
     subjects = [digest for digest in labels if any(report.subject == digest for report in reports)]
     names = dict.fromkeys(name for report in reports for name in report.scores)
     found = {(report.subject, name): score for report in reports for name, score in report.scores.items()}

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from catena.core.errors import CatenaError
 from catena.core.registry import require
 from catena.core.types import DatasetVersion, ModelVersion, Report
+from catena.govern import compliance_learning as learning
 from catena.govern.audit.log import Places
 from catena.govern.audit.reading import Query, entries
 from catena.govern.audit.record import frames, opened
@@ -113,6 +114,11 @@ def holds(told: bytes, root: Path) -> bool:
 
 def _held(good: bool, evidence: Mapping[str, Any]) -> tuple[Status, Mapping[str, Any]]:
     return ("held" if good else "failed"), evidence
+
+
+def _stated(good: bool | None, evidence: Mapping[str, Any]) -> tuple[Status, Mapping[str, Any]]:
+    """Return the status of evidence that may say nothing (None)."""
+    return ("no evidence", evidence) if good is None else _held(good, evidence)
 
 
 def _auth(seen: _Seen) -> tuple[Status, Mapping[str, Any]]:
@@ -337,6 +343,18 @@ CHECKLIST: Mapping[str, tuple[str, Check]] = {
     "moderation-figures": (
         "Moderation finds fewer than 0.5 % of ordinary texts, with 95 % confidence",
         _moderation_figures,
+    ),
+    "feedback-consent": (
+        "What was collected from users' feedback was given with a consent that still stands",
+        lambda seen: _stated(*learning.consent(seen.store, seen.config)),
+    ),
+    "feedback-masked": (
+        "No personal data is in what was collected from users' feedback",
+        lambda seen: _stated(*learning.masked(seen.store, seen.config)),
+    ),
+    "drift-watched": (
+        "Drift of what is asked and answered was looked for within a month",
+        lambda seen: _stated(*learning.drift_watched(seen.store, seen.config, seen.now)),
     ),
     "licences": ("The licence of every dataset behind a model in production is known", _licences),
     "change-log": ("Every version of a model tells what it was made by and from", _logged),
