@@ -6,12 +6,16 @@ import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from catena.cli.session import session_of
 from catena.core.errors import GateFailed
+
+if TYPE_CHECKING:
+    from catena.core.types import Report
+    from catena.hub.store import Store
 
 NEWEST = "latest.json"
 
@@ -43,7 +47,6 @@ def report(
     from catena.cli.audit import note
     from catena.core.config import override
     from catena.core.types import Report
-    from catena.hub.files import write_atomically
 
     session = session_of(context)
     config: dict[str, Any] = override({}, assignments or ())
@@ -59,26 +62,33 @@ def report(
     with session.open() as workspace, session.listeners() as listeners:
         made = workspace.do("data.drift", inputs, config, name="drift", refresh=True, listeners=listeners)
         assert isinstance(made, Report)
-        folder = output or workspace.store.root / "drift"
-        folder.mkdir(parents=True, exist_ok=True)
-        base = folder / f"drift-{made.digest[:12]}"
-        with TemporaryDirectory(dir=folder) as temporary:
-            laid = workspace.store.files.checkout(made.files, Path(temporary) / "files")
-            shutil.copyfile(laid / "drift.html", base.with_suffix(".html"))
-        told = {**made.details, "digest": made.digest, "file": str(base.with_suffix(".html"))}
-        body = json.dumps(told, ensure_ascii=False, indent=2).encode()
-        write_atomically(base.with_suffix(".json"), body)
-        newest = workspace.store.root / "drift" / NEWEST
-        newest.parent.mkdir(exist_ok=True)
-        write_atomically(newest, body)
+        told = _written(workspace.store, made, output or workspace.store.root / "drift")
         note(session, workspace, "drift.report", verdict=made.details["verdict"], drifted=made.details["drifted"])
     if session.out.json:
         session.out.value(told)
     else:
         rows = [_row(name, one) for name, one in made.details["features"].items()]
         session.out.table(("feature", "verdict", "PSI", "p", "KS", "change of share", "rows"), rows)
-        session.out.note(str(base.with_suffix(".html")))
+        session.out.note(told["file"])
     raise typer.Exit(GateFailed.exit_code if strict and made.details["drifted"] else 0)
+
+
+def _written(store: Store, made: Report, folder: Path) -> dict[str, Any]:
+    """Write page and JSON, and what the gateway tells; returns what was written."""
+    from catena.hub.files import write_atomically
+
+    folder.mkdir(parents=True, exist_ok=True)
+    base = folder / f"drift-{made.digest[:12]}"
+    with TemporaryDirectory(dir=folder) as temporary:
+        laid = store.files.checkout(made.files, Path(temporary) / "files")
+        shutil.copyfile(laid / "drift.html", base.with_suffix(".html"))
+    told = {**made.details, "digest": made.digest, "file": str(base.with_suffix(".html"))}
+    body = json.dumps(told, ensure_ascii=False, indent=2).encode()
+    newest = store.root / "drift" / NEWEST
+    newest.parent.mkdir(exist_ok=True)
+    for path in (base.with_suffix(".json"), newest):
+        write_atomically(path, body)
+    return told
 
 
 def _row(name: str, one: dict[str, Any]) -> tuple[str, ...]:

@@ -179,7 +179,10 @@ def _side(
 
 def compare(first: Sequence[Facts], second: Sequence[Facts], cfg: DriftConfig, seed: int) -> list[Found]:
     """Compare each feature that both sides know."""
-    values = {name: (_values(name, first), _values(name, second)) for name in cfg.features if name != "topic"}
+    values: dict[str, tuple[list[Any], list[Any]]] = {}
+    for name in cfg.features:
+        if name != "topic":
+            values[name] = (_values(name, first), _values(name, second))
     if "topic" in cfg.features and min(len(first), len(second)) >= cfg.least:
         values["topic"] = _topics(first, second, cfg, seed)
     known = {name: pair for name in cfg.features if (pair := values.get(name)) and pair[0] and pair[1]}

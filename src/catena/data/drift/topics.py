@@ -58,9 +58,9 @@ def _names(texts: Sequence[str], places: Any, count: int) -> list[str]:
     within = [Counter[str]() for _ in range(count)]
     sizes = np.bincount(places, minlength=count)
     for text, place in zip(texts, places, strict=True):
-        words = {word for word in folded_words(text) if len(word) > 1 or not word.isascii()}
-        everywhere.update(words)
-        within[place].update(words)
+        said = {word for word in folded_words(text) if len(word) > 1 or not word.isascii()}
+        everywhere.update(said)
+        within[place].update(said)
     names: list[str] = []
     for number, words in enumerate(within):
         telling = {
