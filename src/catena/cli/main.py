@@ -30,6 +30,7 @@ from catena.cli import (
     feedback,
     history,
     hub,
+    jobs,
     keys,
     model,
     plan_training,
@@ -81,6 +82,7 @@ for noun, help_, group in (
     ("feedback", "What users said of answers.", feedback.COMMANDS),
     ("plugins", "Packages that add stages, filters, engines.", plugins.COMMANDS),
     ("drift", "Whether what is asked and answered changes.", drift.COMMANDS),
+    ("jobs", "Work that nobody waits for: batches of a gateway.", jobs.COMMANDS),
     ("release", "A new model for few users first, and back if it is worse.", release.COMMANDS),
 ):
     noun_app = typer.Typer(

@@ -75,6 +75,7 @@ class Models:
             "owned_by": "catena",
             "parent": base if target.adapter else None,
             "max_model_len": target.context,
+            **({"digest": self._fingerprints[base]} if base in self._fingerprints and not target.adapter else {}),
         }
 
     def _target(self, name: str, base: str, adapter: str) -> Target:

@@ -285,7 +285,10 @@ class Gateway:
         return JSONResponse(self._body(name))
 
     def _body(self, name: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self._began, "owned_by": "catena"}
+        base, _, adapter = name.partition(":") if name not in self.pools else (name, "", "")
+        digests = {one.digest for one in self.pools[base].ready()} - {""} if base in self.pools else set()
+        body = {"id": name, "object": "model", "created": self._began, "owned_by": "catena"}
+        return body | ({"digest": digests.pop()} if len(digests) == 1 and not adapter else {})
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "models": {name: len(pool.ready()) for name, pool in self.pools.items()}})
