@@ -1,9 +1,9 @@
 """Linear layers as a processor reads them fastest. The engine prepares its model with this once, when it is opened.
 
-bfloat16 weights are laid out in oneDNN's blocks, in place of the rows that training wants: the same numbers, read in
-order. That pays where a short measurement says so, never because a processor has a flag. float32 stays as it is: its
-answers are those of `generate`, token for token. Layers of int8 and int4 bring kernels of their own
-(`catena.models.packed`), which want bfloat16.
+bfloat16 weights are laid out in panels (`catena.models.native`), in place of the rows that training wants: the same
+numbers, read in order. Where there is no compiler for those, oneDNN's blocks are taken, if a short measurement says
+that they pay. float32 stays as it is: its answers are those of `generate`, token for token. Layers of int8 and int4
+lay themselves out (`catena.models.quant_int`), for inputs of bfloat16.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from catena.models import native
 from catena.models.checkpoint import read_config
 from catena.models.measure import fastest
 from catena.models.quant import prepack_
@@ -31,44 +32,64 @@ ROWS = 16
 TRIES = 5
 
 
-class BlockedLinear(nn.Module):
-    """A bfloat16 linear layer whose weight lies in oneDNN's blocks. It cannot be trained or saved."""
+class LaidOutLinear(nn.Module):
+    """A bfloat16 linear layer whose weight lies in an order of its own. It cannot be trained or saved."""
 
     bias: Tensor | None
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        # Neither a parameter nor a buffer: its storage is oneDNN's, which nothing else can copy or move.
-        self._blocks = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
         self._number = next(_numbers)
         _layers[self._number] = self
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
-    @property
-    def blocked_bytes(self) -> int:
-        """Bytes of the weight."""
-        return 2 * self.in_features * self.out_features
-
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
-        if torch.compiler.is_compiling():  # the compiler cannot look at blocks
+        if torch.compiler.is_compiling():  # the compiler cannot look into them
             compiled: Tensor = torch.ops.catena.blocked_linear(inputs, self._number, self.out_features)
             return compiled
         return self.product(inputs)
 
     def product(self, inputs: Tensor) -> Tensor:
         """The product itself."""
-        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._blocks, self.bias, "none", [], "")
-        return outputs
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Say the shape."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
+class BlockedLinear(LaidOutLinear):
+    """One in oneDNN's blocks."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        # Neither a parameter nor a buffer: its storage is oneDNN's, which nothing else can copy or move.
+        self._blocks = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """The product itself."""
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._blocks, self.bias, "none", [], "")
+        return outputs
+
+
+class PanelLinear(LaidOutLinear):
+    """One in panels, for our own kernels."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.panels = native.Panels(native.BF16, linear.weight.detach(), bias=linear.bias)
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """Multiply in C; many rows by torch, where it is faster at that."""
+        if inputs.numel() < native.MANY * self.in_features or native.wins_at_many():
+            return self.panels.product(inputs)
+        return functional.linear(inputs, self.panels.numbers(), self.bias)
+
+
 _numbers = itertools.count()
-_layers: WeakValueDictionary[int, BlockedLinear] = WeakValueDictionary()
+_layers: WeakValueDictionary[int, LaidOutLinear] = WeakValueDictionary()
 LIBRARY: Any = torch.library.Library("catena", "FRAGMENT")  # type: ignore[no-untyped-call]
 LIBRARY.define("blocked_linear(Tensor inputs, int number, int outputs) -> Tensor")
 LIBRARY.impl("blocked_linear", lambda inputs, number, _: _layers[number].product(inputs), "CPU")
@@ -98,16 +119,21 @@ def prepare_(model: nn.Module) -> list[str]:
     prepack_(model, parameter.dtype)
     if parameter.device.type != "cpu":
         return []
-    found = [(name, layer) for name, layer in model.named_modules() if _fits(layer)]
-    if not found or not blocks_pay():
-        return []
+    found = [(name, layer) for name, layer in model.named_modules() if _is_bfloat16(layer)]
+    changed: list[str] = []
     for name, layer in found:
-        model.set_submodule(name, BlockedLinear(layer))
-    return [name for name, _ in found]
+        if native.takes(layer.out_features, layer.in_features):
+            model.set_submodule(name, PanelLinear(layer))
+        elif layer.weight.numel() >= SMALLEST and blocks_pay():
+            model.set_submodule(name, BlockedLinear(layer))
+        else:
+            continue
+        changed.append(name)
+    return changed
 
 
-def _fits(layer: nn.Module) -> bool:
-    return type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16 and layer.weight.numel() >= SMALLEST
+def _is_bfloat16(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16
 
 
 @cache

@@ -18,9 +18,11 @@ from catena.core.generate import TokenLogprob
 from catena.infer.compiled import CompiledStep
 from catena.infer.kv import ATTENTION, Batch, Decode, Layout, PagedCache, Prefill
 from catena.infer.lora import AdapterBank
+from catena.infer.native import NativeStep, native_step
 from catena.infer.sampler import report
 from catena.infer.scheduler import Chunk
 from catena.models.attention_settings import LOCAL_GLOBAL, LocalGlobal
+from catena.models.native import MANY, wins_at_many
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +56,23 @@ class Runner:
             raise DataError(f"{len(self.layout.keys)} of {layers} layers have attention")
         self.cache: PagedCache | None = None
         self.compiled: CompiledStep | None = None
+        self.native: NativeStep | None = None
 
     def allocate(self, blocks: int, block_size: int, *, compile_step: bool = False) -> None:
         """Make the pools; with `compile_step`, begin to compile the decode step in the background."""
-        self.cache = PagedCache(self.layout, blocks, block_size)
-        if compile_step and self.device.type == "cpu":
+        self.cache = cache = PagedCache(self.layout, blocks, block_size)
+        if self.local is None:
+
+            def forward(ids: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
+                return self._forward(ids, positions, _alone(cache, ids.shape[1]), keep)
+
+            self.native = native_step(self.model, cache, forward)
+        if compile_step and self.device.type == "cpu" and self.native is None:
             self.compiled = CompiledStep(self.model, self.layout, block_size)
 
     def free(self) -> None:
         """Give the pools back."""
-        self.cache = None
+        self.cache = self.native = None
 
     def drop(self, sequence_id: str) -> None:
         """Nothing is kept by sequence here: blocks are the scheduler's."""
@@ -73,14 +82,22 @@ class Runner:
         """Put the chunks through the model; afterwards their keys and values are in the pool."""
         assert self.cache is not None
         row = arrange(chunks)
-        batch, ids, positions = self._batch(row, self.cache)
+        ids, positions, slots = self._tokens(row, self.cache.block_size)
         wanted = Wanted.of(row)
         self.adapters.select(row)
+        if self.native is not None and self._natively(row, ids.shape[1]):
+            return wanted.output(self.native(ids, positions, slots, row, self._tensor(wanted.keep)))
+        batch = self._batch(row, slots, self.cache)
         if self.compiled is not None and self._plain(row) and self.compiled.ready(len(row)):
             logits = self.compiled(ids, positions, batch)[self._tensor(wanted.keep)]
         else:
             logits = self._forward(ids, positions, batch, self._tensor(wanted.keep))
         return wanted.output(logits)
+
+    def _natively(self, row: Many[Chunk], tokens: int) -> bool:
+        """Whether the step in C takes a row: no adapter has a part in it, and it is no slower at so many tokens."""
+        adapted = self.adapters.used and any(chunk.sequence.adapter for chunk in row)
+        return not adapted and (tokens < MANY or wins_at_many())
 
     def _plain(self, row: Many[Chunk]) -> bool:
         """Whether every sequence has one new token, and no adapter changes a layer."""
@@ -101,23 +118,28 @@ class Runner:
             raise DataError("it does not give the logits of chosen positions only")
         return layout
 
-    def _batch(self, row: Many[Chunk], cache: PagedCache) -> tuple[Batch, Tensor, Tensor]:
+    def _tokens(self, row: Many[Chunk], size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ids and positions `[1, tokens]` of a row, and the slots of its keys and values."""
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        prefills: list[Prefill] = []
-        size = cache.block_size
         for chunk in row:
-            start = len(ids)
-            sequence = chunk.sequence
+            blocks = chunk.sequence.blocks
             ids += chunk.ids
             positions += range(chunk.start, chunk.stop)
-            slots += [sequence.blocks[at // size] * size + at % size for at in range(chunk.start, chunk.stop)]
+            slots += [blocks[at // size] * size + at % size for at in range(chunk.start, chunk.stop)]
+        return self._tensor([ids]), self._tensor([positions]), self._tensor(slots)
+
+    def _batch(self, row: Many[Chunk], slots: Tensor, cache: PagedCache) -> Batch:
+        prefills: list[Prefill] = []
+        size, start = cache.block_size, 0
+        for chunk in row:
+            end = start + chunk.stop - chunk.start
             if not is_decode(chunk):
-                used = sequence.blocks[: -(-chunk.stop // size)]
-                prefills.append(Prefill(start, len(ids), chunk.start, self._tensor([used])))
-        batch = Batch(cache, self._tensor(slots), tuple(prefills), tuple(self._groups(row, len(ids), size)), self.local)
-        return batch, self._tensor([ids]), self._tensor([positions])
+                used = chunk.sequence.blocks[: -(-chunk.stop // size)]
+                prefills.append(Prefill(start, end, chunk.start, self._tensor([used])))
+            start = end
+        return Batch(cache, slots, tuple(prefills), tuple(self._groups(row, start, size)), self.local)
 
     def _groups(self, row: Many[Chunk], tokens: int, size: int) -> list[Decode]:
         """Cut the decoding end of the row where the number of blocks passes a power of two."""
@@ -159,6 +181,12 @@ class Runner:
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def _alone(cache: PagedCache, tokens: int) -> Batch:
+    """Return the batch of one sequence in the first blocks."""
+    blocks = torch.arange(-(-tokens // cache.block_size))[None]
+    return Batch(cache, torch.arange(tokens), (Prefill(0, tokens, 0, blocks),), ())
 
 
 @dataclass(frozen=True, slots=True)

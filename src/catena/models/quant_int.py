@@ -11,11 +11,13 @@ int4, layout `pack-quantized`: eight numbers in an int32, the first lowest, 8 ad
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from catena.models import few_rows
+from catena.models import native
 from catena.models.packed import FEW_ROWS, PackedLinear, finite, has_vector_kernels
 
 LEVELS = 127
@@ -30,6 +32,8 @@ class Int8Linear(PackedLinear):
     """A linear layer that keeps its weight as int8 and multiplies in the number format of its input."""
 
     bits, kept = 8, ("weight", "weight_scale")
+    planes: ClassVar[int] = 2
+    """Bytes that our kernel keeps of each input."""
     weight: Tensor
     weight_scale: Tensor
 
@@ -38,8 +42,8 @@ class Int8Linear(PackedLinear):
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(out_features, 1))
         self._kernel = False
-        self._exact_scale: Tensor | None = None
-        """Set where our own kernel is used."""
+        self.panels: native.Panels | None = None
+        """The weight, where our own kernel is used; `weight` is then empty."""
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Int8Linear:
@@ -50,16 +54,17 @@ class Int8Linear(PackedLinear):
         return layer
 
     def prepack_(self, dtype: torch.dtype) -> bool:
-        """Use torch's kernel for a few rows, where it is fast."""
-        self._kernel = has_vector_kernels(self.weight, dtype)
-        if dtype == torch.bfloat16 and few_rows.takes(self.weight, self.in_features):
-            self._exact_scale = self.weight_scale.float().contiguous()
-        return self._kernel or self._exact_scale is not None
+        """Lay the numbers out for our own kernel, or use torch's for a few rows where it is fast."""
+        if self.panels is None and _native(self, self.weight, dtype):
+            self.panels = native.Panels(native.INT8, self.weight, self.weight_scale, planes=self.planes)
+            self.weight = self.weight.new_empty(0, self.in_features)
+        self._kernel = self.panels is None and has_vector_kernels(self.weight, dtype)
+        return self._kernel or self.panels is not None
 
     def product(self, inputs: Tensor) -> Tensor:
         """Multiply; the scale is applied to the outputs: there are fewer of them than weights."""
-        if self._exact_scale is not None and few_rows.few(inputs, self.in_features):
-            return few_rows.int8(inputs, self.weight, self._exact_scale)
+        if self.panels is not None:
+            return _by_panels(self.panels, inputs, self)
         scale = self.weight_scale.to(inputs.dtype)[:, 0]
         if self._kernel and inputs.dtype == torch.bfloat16 and inputs.numel() < FEW_ROWS * self.in_features:
             rows = inputs.reshape(-1, self.in_features).contiguous()
@@ -68,11 +73,14 @@ class Int8Linear(PackedLinear):
 
     def dense_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight [out, in] that the int8 numbers stand for."""
-        return (self.weight.float() * self.weight_scale.float()).to(dtype)
+        codes = self.weight if self.panels is None else self.panels.numbers()
+        return (codes.float() * self.weight_scale.float()).to(dtype)
 
 
 class DynamicInt8Linear(Int8Linear):
     """W8A8: the input's rows are rounded to int8 too, each by its own largest value; sums are exact whole numbers."""
+
+    planes = 1
 
     def activations(self, inputs: Tensor) -> Tensor:
         """Return the inputs as their int8 numbers stand for them."""
@@ -80,11 +88,13 @@ class DynamicInt8Linear(Int8Linear):
         return codes.to(inputs.dtype) * scale
 
     def prepack_(self, dtype: torch.dtype) -> bool:
-        """Nothing to lay out: the kernel of whole numbers reads the weight as it is."""
-        return self.weight.device.type == "cpu"
+        """Lay the numbers out for our own kernel; torch's kernel of whole numbers reads the weight as it is."""
+        return super().prepack_(dtype) or self.weight.device.type == "cpu"
 
     def product(self, inputs: Tensor) -> Tensor:
         """Multiply whole numbers, then scale."""
+        if self.panels is not None:
+            return _by_panels(self.panels, inputs, self)
         if inputs.device.type != "cpu":
             return functional.linear(self.activations(inputs), self.dense_weight(inputs.dtype))
         codes, scale = rows_to_int8(inputs)
@@ -109,6 +119,8 @@ class Int4Linear(PackedLinear):
         self.register_buffer("weight_shape", torch.tensor([out_features, in_features]))
         self._laid_out: tuple[Tensor, Tensor] | None = None
         self._codes: Tensor | None = None
+        self.panels: native.Panels | None = None
+        """The weight, where our own kernel is used; `weight_packed` is then empty."""
 
     @classmethod
     def of(cls, codes: Tensor, scale: Tensor, linear: nn.Linear) -> Int4Linear:
@@ -120,8 +132,13 @@ class Int4Linear(PackedLinear):
         return layer
 
     def prepack_(self, dtype: torch.dtype) -> bool:
-        """Lay the numbers out for torch's kernel, where it is fast and takes the shape; else one in a byte."""
+        """Lay the numbers out for our kernel, or for torch's where it is fast and takes the shape; else one a byte."""
         self._laid_out = self._codes = None
+        if self.panels is None and _native(self, self.weight_packed, dtype, self.group_size):
+            self.panels = native.Panels(native.INT4, unpack_int4(self.weight_packed), self.weight_scale)
+            self.weight_packed = self.weight_packed.new_empty(0, self.in_features // PER_INT32)
+        if self.panels is not None:
+            return True
         fits = (
             self.group_size in KERNEL_GROUPS and self.out_features % 16 == 0 and self.in_features % self.group_size == 0
         )
@@ -136,6 +153,8 @@ class Int4Linear(PackedLinear):
 
     def product(self, inputs: Tensor) -> Tensor:
         """Multiply with the packed numbers for a few rows of bfloat16, else with the unpacked weight."""
+        if self.panels is not None:
+            return _by_panels(self.panels, inputs, self)
         few = inputs.numel() < FEW_ROWS_INT4 * self.in_features
         if self._laid_out is None or not few or inputs.dtype != self._laid_out[1].dtype:
             return functional.linear(inputs, self.dense_weight(inputs.dtype))
@@ -147,8 +166,23 @@ class Int4Linear(PackedLinear):
 
     def dense_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight [out, in] that the 4-bit numbers stand for."""
+        if self.panels is not None:
+            return grouped(self.panels.numbers(), self.weight_scale, dtype)
         codes = unpack_int4(self.weight_packed) if self._codes is None else self._codes
         return grouped(codes, self.weight_scale, dtype)
+
+
+def _native(layer: PackedLinear, numbers: Tensor, dtype: torch.dtype, group: int = 0) -> bool:
+    fits = dtype == torch.bfloat16 and numbers.device.type == "cpu"
+    return fits and native.takes(layer.out_features, layer.in_features, group)
+
+
+def _by_panels(panels: native.Panels, inputs: Tensor, layer: PackedLinear) -> Tensor:
+    """Multiply in C; many rows with the unpacked weight, where torch is faster at that."""
+    few = inputs.numel() < native.MANY * layer.in_features
+    if inputs.dtype == torch.bfloat16 and (few or native.wins_at_many()):
+        return panels.product(inputs)
+    return functional.linear(layer.activations(inputs), layer.dense_weight(inputs.dtype))
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

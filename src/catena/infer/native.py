@@ -1,0 +1,181 @@
+"""A whole step of a decoder of the Llama family in one call of C (`models/decoder.c`), in place of the model's forward.
+
+It is taken for bfloat16 models of `FAMILY` (their linear layers may be int8 or int4), and only after its logits of a
+small trial were those of the model's own forward, up to rounding. Everything else, and any step in which an adapter
+takes part, goes the general way. Both read and write the same pools, so each step is free to choose.
+
+A row's numbers do not depend on which rows are beside it: in bfloat16 too, an answer is the same in any batch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Sequence as Many
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catena.infer.kv import PagedCache
+from catena.infer.linears import PanelLinear
+from catena.infer.scheduler import Chunk
+from catena.models import native
+from catena.models.packed import PackedLinear
+
+logger = logging.getLogger(__name__)
+
+FAMILY = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types of `transformers` that are made of those parts and no others."""
+LARGEST_DIM = 256
+TOLERANCE = 0.1
+"""Largest difference of a trial's logits (root mean square), as a share of their spread: rounding makes 0.01-0.04."""
+TRIAL = 37
+"""Tokens of it: more than a block of keys, and no whole number of blocks."""
+
+
+class NativeStep:
+    """A decoder's weights as C reads them, and its pools."""
+
+    def __init__(self, model: Any, cache: PagedCache) -> None:
+        """Raises `ValueError` for a model that is made of other parts."""
+        config = model.config
+        _check(config)
+        self.block_size = cache.block_size
+        self._embed, self._rotary = model.model.embed_tokens, model.model.rotary_emb
+        self._kept: list[Any] = []
+        """What C has the addresses of."""
+        layers = [self._layer(one, at, config, cache) for at, one in enumerate(model.model.layers)]
+        array = (native.LayerRecord * len(layers))(*layers)
+        attention = model.model.layers[0].self_attn
+        self._width, self._vocabulary = config.hidden_size, model.lm_head.out_features
+        self._record = native.ModelRecord(
+            layers=ctypes.addressof(array),
+            count=len(layers),
+            width=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            dim=attention.head_dim,
+            inner=config.intermediate_size,
+            epsilon=config.rms_norm_eps,
+            scaling=attention.scaling,
+            norm=self._numbers(model.model.norm.weight),
+            head=self._weight(model.lm_head),
+        )
+        self._kept.append(array)
+
+    def __call__(self, ids: Tensor, positions: Tensor, slots: Tensor, row: Many[Chunk], keep: Tensor) -> Tensor:
+        """Return float32 logits `[kept, vocabulary]` of the row `[1, tokens]`; keys and values go to the pools."""
+        size = self.block_size
+        tables = [chunk.sequence.blocks[: -(-chunk.stop // size)] for chunk in row]
+        blocks = torch.tensor([block for table in tables for block in table], dtype=torch.int32)
+        runs, first, at = [], 0, blocks.data_ptr()
+        for chunk, table in zip(row, tables, strict=True):
+            count = chunk.stop - chunk.start
+            runs.append((first, count, chunk.start, at))
+            first, at = first + count, at + 4 * len(table)
+        return self._run(ids, positions, slots, torch.tensor(runs), blocks, keep)
+
+    def _run(self, ids: Tensor, positions: Tensor, slots: Tensor, runs: Tensor, blocks: Tensor, keep: Tensor) -> Tensor:
+        hidden = self._embed(ids)[0].float().contiguous()
+        cos, sin = (one[0].contiguous() for one in self._rotary(hidden, positions))
+        logits = torch.empty(len(keep), self._vocabulary)
+        parts = (hidden, cos, sin, slots, runs, keep, logits)
+        step = native.StepRecord(
+            *(part.data_ptr() for part in parts), len(hidden), len(runs), len(keep), self.block_size
+        )
+        step.threads = torch.get_num_threads()
+        native.library().native_step(ctypes.byref(self._record), ctypes.byref(step))
+        del blocks  # until here C had its address
+        return logits
+
+    def _layer(self, layer: Any, at: int, config: Any, cache: PagedCache) -> native.LayerRecord:
+        attention, mlp = layer.self_attn, layer.mlp
+        weights = {
+            "query": attention.q_proj,
+            "key": attention.k_proj,
+            "value": attention.v_proj,
+            "out": attention.o_proj,
+            "gate": mlp.gate_proj,
+            "up": mlp.up_proj,
+            "down": mlp.down_proj,
+        }
+        records = {name: self._weight(one) for name, one in weights.items()}
+        for together in (("query", "key", "value"), ("gate", "up")):
+            kinds = {(one.kind, one.planes, one.group) for one in (records[name] for name in together)}
+            if len(kinds) > 1:
+                raise ValueError("layers that read the same rows differ in format")
+        norms = {"before": layer.input_layernorm, "after": layer.post_attention_layernorm}
+        norms |= {name: getattr(attention, short, None) for name, short in NORMS.items()}
+        pools = cache.keys[at], cache.values[at]
+        self._kept += pools
+        for pool in pools:
+            native.library().native_large_pages(pool.data.data_ptr(), pool.data.nbytes)
+        return native.LayerRecord(
+            **records,
+            **{name: 0 if one is None else self._numbers(one.weight) for name, one in norms.items()},
+            keys=pools[0].data.data_ptr(),
+            values=pools[1].data.data_ptr(),
+            window=_window(config, attention),
+        )
+
+    def _weight(self, layer: nn.Module) -> native.Record:
+        panels = getattr(layer, "panels", None)
+        if not isinstance(layer, PanelLinear | PackedLinear) or panels is None:
+            raise ValueError(f"a layer is {type(layer).__name__}, not in panels")
+        self._kept.append(panels)
+        record = native.Record.from_buffer_copy(panels.record)
+        if layer.bias is not None:
+            record.bias = self._numbers(layer.bias)
+        return record
+
+    def _numbers(self, numbers: Tensor) -> int:
+        """Keep float32 numbers, and return where they lie."""
+        kept = numbers.detach().float().contiguous()
+        self._kept.append(kept)
+        return kept.data_ptr()
+
+
+NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
+
+
+def _check(config: Any) -> None:
+    """Raise `ValueError` for a model of other parts, as far as its config says it."""
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if config.model_type not in FAMILY:
+        raise ValueError(f"{config.model_type} is not among {', '.join(FAMILY)}")
+    if config.hidden_act != "silu":
+        raise ValueError(f"its activation is {config.hidden_act}")
+    if dim % 32 or dim > LARGEST_DIM:
+        raise ValueError(f"its heads have {dim} numbers")
+
+
+def _window(config: Any, attention: Any) -> int:
+    window = getattr(attention, "sliding_window", None)
+    return int(window or (config.sliding_window if config.model_type == "mistral" else 0) or 0)
+
+
+def native_step(model: Any, cache: PagedCache, forward: Any) -> NativeStep | None:
+    """Return the step in C of a model, where it can have one and agrees with its own `forward` of ids and positions."""
+    pool = next(iter(cache.keys.values())).data
+    if pool.device.type != "cpu" or pool.dtype != torch.bfloat16 or native.library() is None:
+        return None
+    try:
+        step = NativeStep(model, cache)
+    except (ValueError, AttributeError) as error:
+        logger.info("steps go through the model's own forward: %s", error)
+        return None
+    size, slots = cache.block_size, len(pool)
+    count = min(TRIAL, slots)
+    ids = (torch.arange(count) * 7919 % model.get_input_embeddings().weight.shape[0])[None]
+    positions, keep = torch.arange(count)[None], torch.tensor([0, count // 2, count - 1])
+    blocks = torch.arange(-(-count // size), dtype=torch.int32)
+    runs = torch.tensor([(0, count, 0, blocks.data_ptr())])
+    with torch.inference_mode():
+        expected = forward(ids, positions, keep).float()
+        found = step._run(ids, positions, positions[0], runs, blocks, keep)
+    share = ((found - expected).square().mean().sqrt() / expected.std().clamp(min=1e-6)).item()
+    if not share < TOLERANCE:
+        logger.warning("steps go through the model's own forward: the native step differs by %.3f", share)
+        return None
+    return step
