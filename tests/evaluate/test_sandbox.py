@@ -93,9 +93,7 @@ def test_files_outside_are_not_there(tmp_path: Path) -> None:
     assert verdict.reason == "failed"
     assert "not for you" not in verdict.output
     assert reason("open('/etc/passwd')") == "failed"
-    assert (
-        reason("import os\nassert os.listdir('/tmp') == ['program.py'] and not os.path.exists('/proc/1')") == "passed"
-    )
+    assert reason("import os\nassert 'program.py' in os.listdir('/tmp') and not os.path.exists('/proc/1')") == "passed"
 
 
 @contained

@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
     """How a program ended."""
 
     reason: str
-    """passed, failed, timeout, memory, not_extracted."""
+    """passed, failed, timeout, memory, processes, not_extracted."""
     output: str = ""
     """The end of what it wrote."""
 
@@ -174,8 +174,11 @@ def _watch(child: subprocess.Popen[bytes], spec: bytes, limits: LimitsConfig) ->
         while open_ or child.poll() is None:
             if time.monotonic() > deadline:
                 return "timeout", output
-            if _memory(child.pid) > limits.memory_mb << 20:
+            memory, processes = _used(child.pid)
+            if memory > limits.memory_mb << 20:
                 return "memory", output
+            if processes > limits.processes + 3:  # the kernel does not count those of root
+                return "processes", output
             if not open_:
                 time.sleep(POLL_S)
             for _ in selector.select(POLL_S) if open_ else ():
@@ -186,19 +189,20 @@ def _watch(child: subprocess.Popen[bytes], spec: bytes, limits: LimitsConfig) ->
     return "ended", output
 
 
-def _memory(pid: int) -> int:
-    """Return the memory of a process and all below it, in bytes."""
-    total = 0
+def _used(pid: int) -> tuple[int, int]:
+    """Return the memory of a process and all below it, in bytes, and how many they are."""
+    total, count = 0, 0
     try:
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
+            count += 1
             try:
                 total += process.memory_info().rss
             except psutil.Error:
                 continue
     except psutil.Error:
-        return total
-    return total
+        return total, count
+    return total, count
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:

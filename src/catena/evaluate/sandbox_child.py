@@ -21,6 +21,8 @@ MS = {"rdonly": 1, "nosuid": 2, "nodev": 4, "remount": 32, "bind": 4096, "rec": 
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
 MNT_DETACH = 2
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache")
+PLACES = ("/tmp", "/mnt", "/media", "/srv", "/var/tmp", "/home")
+"""Where the new root may be put together: any folder that Python is not in."""
 DEVICES = ("null", "zero", "full", "random", "urandom")
 SOME_USER = 100_000
 # System calls that a program has no need of and that kernels had holes in; x86-64 and arm64 numbers.
@@ -57,24 +59,31 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
     call("mount", texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3])
 
 
-def namespaces() -> None:
-    """Part from the machine's mounts, network, processes and users."""
+def namespaces() -> bool:
+    """Part from the machine's mounts, network, processes and users; return whether root's own rights did it."""
     user, group = os.getuid(), os.getgid()
     flags = sum(CLONE[name] for name in ("mount", "uts", "ipc", "pid", "net"))
-    if user != 0:
-        call("unshare", CLONE["user"] | flags)
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-    else:
-        call("unshare", flags)
+    if user == 0:
+        try:
+            call("unshare", flags)
+            return True
+        except OSError:
+            pass  # root of a container without that right: it may still have a user namespace
+    call("unshare", CLONE["user"] | flags)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    return False
 
 
 def new_root(spec: dict[str, Any]) -> None:
     """Make a folder in memory the root of everything, with Python's files in it, read-only."""
     mount("none", "/", None, MS["rec"] | MS["private"])
-    root = "/tmp"
+    root = next(place for place in PLACES if Path(place).is_dir() and not _holds(place, spec["roots"]))
     mount("tmpfs", root, "tmpfs", MS["nosuid"] | MS["nodev"], f"size={spec['file'] + (4 << 20)},mode=755,nr_inodes=10k")
+    for name in ("tmp", "old"):
+        Path(root, name).mkdir(exist_ok=True)
+    mount("tmpfs", f"{root}/tmp", "tmpfs", MS["nosuid"] | MS["nodev"], f"size={spec['file']},mode=1777,nr_inodes=10k")
     for place in dict.fromkeys((*SYSTEM, *spec["roots"])):
         _show(place, root)
     Path(root, "dev").mkdir(exist_ok=True)
@@ -82,9 +91,6 @@ def new_root(spec: dict[str, Any]) -> None:
         target = Path(root, "dev", name)
         target.touch()
         mount(f"/dev/{name}", str(target), None, MS["bind"])
-    for name in ("tmp", "old"):
-        Path(root, name).mkdir(exist_ok=True)
-    mount("tmpfs", f"{root}/tmp", "tmpfs", MS["nosuid"] | MS["nodev"], f"size={spec['file']},mode=1777,nr_inodes=10k")
     os.chdir(root)
     call("syscall", ctypes.c_long(155 if os.uname().machine == "x86_64" else 41), b".", b"old")
     os.chdir("/")
@@ -92,6 +98,10 @@ def new_root(spec: dict[str, Any]) -> None:
     Path("/old").rmdir()
     Path("/tmp/program.py").write_text(spec["program"], encoding="utf-8", errors="surrogatepass")
     mount("none", "/", None, MS["remount"] | MS["bind"] | MS["rdonly"] | MS["nosuid"])
+
+
+def _holds(place: str, roots: list[str]) -> bool:
+    return any(Path(one).is_relative_to(place) for one in roots)
 
 
 def _show(place: str, root: str) -> None:
@@ -126,12 +136,12 @@ def _locked(place: str) -> int:
     return kept
 
 
-def give_up_rights(was_root: bool) -> None:
+def give_up_rights(as_root: bool) -> None:
     """Become nobody, with no capabilities and no way to get some."""
     for capability in range(64):
         if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break
-    if was_root:
+    if as_root:
         own = SOME_USER + os.getppid() % 1_000_000
         os.setgroups([])
         os.setresgid(own, own, own)
@@ -177,10 +187,10 @@ def main() -> None:
     """Read what to run, shut in, become it. Ends with the program's own exit code."""
     spec = json.loads(sys.stdin.buffer.read())
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    was_root = os.getuid() == 0
+    as_root = False
     try:
         if spec["contained"]:
-            namespaces()
+            as_root = namespaces()
     except OSError as error:
         say(f"namespaces are refused: {error}")
         os._exit(spec["refused"])
@@ -189,10 +199,10 @@ def main() -> None:
         _, status = os.waitpid(inner, 0)
         code = os.waitstatus_to_exitcode(status)
         os._exit(code if code >= 0 else 128 - code)
-    become(spec, was_root)
+    become(spec, as_root)
 
 
-def become(spec: dict[str, Any], was_root: bool) -> None:
+def become(spec: dict[str, Any], as_root: bool) -> None:
     """Finish the walls, and become the program."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     arguments = [spec["python"], "-I", "-S", "-B"]
@@ -201,7 +211,7 @@ def become(spec: dict[str, Any], was_root: bool) -> None:
             new_root(spec)
             os.chdir("/tmp")
             limit(spec)
-            give_up_rights(was_root)
+            give_up_rights(as_root)
             filter_calls()
             arguments.append("/tmp/program.py")
         else:
