@@ -8,6 +8,7 @@ only what is new. Everything that is not known yet goes to the generator at once
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator as ClosingGenerator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,8 @@ Prompt = str | tuple[Message, ...]
 WAVE = 256
 """Questions whose first choices are read together before their second ones: these find the question in the cache."""
 FLUSH_EVERY = 16
+LEAST_PRIMED, LEAST_SHARED = 8, 64
+"""From so many requests and so many tokens in common on, a beginning is read by itself first."""
 
 
 class Written(NamedTuple):
@@ -99,6 +102,8 @@ class Asker:
     """Longest sequence of the model, in tokens; 0 where it is not known."""
     start: Sequence[int] = ()
     """The token in front of a text that nothing stands before."""
+    primes: bool = False
+    """Read a beginning that all prompts share by itself first: every one of them then finds it in the cache."""
     asked: int = 0
     """Requests that went to the generator."""
     cut: int = 0
@@ -228,6 +233,8 @@ class Asker:
     def _ask(self, requests: dict[str, Request], label: str) -> Iterator[Completion]:
         progress = self.events.progress(label, len(requests), "requests")
         self.asked += len(requests)
+        if self.primes and len(requests) > LEAST_PRIMED:
+            self._prime([request.prompt for request in itertools.islice(requests.values(), 2)])
         answered: Iterable[Completion] = self.generator.generate(requests.values()) if requests else ()
         try:
             with closing(_stream(answered)) as stream:
@@ -237,6 +244,15 @@ class Asker:
         finally:
             self.answers.flush()
         progress.finish()
+
+    def _prime(self, prompts: Sequence[Any]) -> None:
+        """Let the engine read what the first two prompts have in common, where that is long."""
+        tokens = [self.codec.tokens(prompt) for prompt in prompts]
+        common = next((at for at, (a, b) in enumerate(zip(*tokens, strict=False)) if a != b), min(map(len, tokens)))
+        if common >= LEAST_SHARED:
+            params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_from=common - 1)
+            for _ in self.generator.generate([Request("beginning", tokens[0][:common], params)]):
+                pass
 
     def _known(self, key: str) -> list[Any]:
         value = self.answers._known.get(key)

@@ -216,8 +216,10 @@ def opened(ctx: Context, model: ModelVersion, generator: str, engine: Mapping[st
     folder = ctx.store.checkout(model)
     answers = Answers(ctx.store.root / "answers" / f"{model.digest[:32]}-{how}.jsonl")
     context = model.context if generator == "native" else 0
+    native = generator == "native"
+    start = start_token(folder)
     return Asker(
-        ctx.generator(model, generator, **engine), answers, ctx.events, context=context, start=start_token(folder)
+        ctx.generator(model, generator, **engine), answers, ctx.events, context=context, start=start, primes=native
     )
 
 

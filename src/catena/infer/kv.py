@@ -126,6 +126,8 @@ class Decode:
     """All have the same length, so there is nothing to mask."""
     positions: Tensor | None = None
     """`[sequences, blocks * block_size]`: where in its sequence each slot of the table is; None: in order from 0."""
+    shared: int = 0
+    """Blocks at the beginning that all have in common and that are read once, where that is worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,9 +274,11 @@ def _prefill(call: _Call, part: Prefill, query: Tensor, key: Tensor, value: Tens
 def _decode(call: _Call, part: Decode, query: Tensor) -> Tensor:
     """Attention of one new token of each sequence of a group; returns `[sequences, heads, dim]`."""
     form = call.form
+    rows = query[0, :, part.start : part.end].transpose(0, 1)
+    if part.shared and form.plain and form.window is None:
+        return _decode_shared(call, part, rows)
     length = part.longest if part.positions is None else part.positions.shape[1]
     key, value = call.past(part.blocks, length)
-    rows = query[0, :, part.start : part.end].transpose(0, 1)
     heads = rows.shape[1]
     # The query heads that share a key head become its query "tokens": no copy of keys and values for grouped queries.
     grouped = rows.reshape(rows.shape[0], key.shape[1], heads // key.shape[1], rows.shape[2])
@@ -289,6 +293,29 @@ def _decode(call: _Call, part: Decode, query: Tensor) -> Tensor:
     else:
         out = _written_out(grouped, key, value, form, mask, 1)
     return out.reshape(rows.shape[0], heads, -1)
+
+
+def _decode_shared(call: _Call, part: Decode, rows: Tensor) -> Tensor:
+    """The same where all sequences begin alike: that beginning is one matrix for all of them, and not copied for each.
+
+    One softmax runs over both parts, so that it is the same attention but for the order of sums.
+    """
+    count, heads, dim = rows.shape
+    begin = part.shared * call.cache.block_size
+    key, value = (one[0] for one in call.past(part.blocks[:1, : part.shared], begin))  # [kv_heads, begin, dim]
+    own_key, own_value = call.past(part.blocks[:, part.shared :], part.longest - begin)
+    scaling = dim**-0.5 if call.form.scaling is None else call.form.scaling
+    grouped = rows.reshape(count, key.shape[0], -1, dim) * scaling  # [sequences, kv_heads, groups, dim]
+    together = grouped.transpose(0, 1).reshape(key.shape[0], -1, dim)  # [kv_heads, sequences * groups, dim]
+    first = (together @ key.transpose(1, 2)).reshape(key.shape[0], count, -1, begin).transpose(0, 1)
+    own = grouped @ own_key.transpose(2, 3)
+    if not part.equal:
+        seen = begin + torch.arange(own.shape[-1], device=rows.device)[None, :]
+        own = own.masked_fill((seen >= part.lengths)[:, None, None, :], torch.finfo(own.dtype).min)
+    weights = torch.cat([first, own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    seen_first = weights[..., :begin].transpose(0, 1).reshape(key.shape[0], -1, begin)
+    out = (seen_first @ value).reshape(key.shape[0], count, -1, value.shape[-1]).transpose(0, 1)
+    return (out + weights[..., begin:] @ own_value).reshape(count, heads, -1)
 
 
 def _written_out(query: Tensor, key: Tensor, value: Tensor, form: Form, mask: Tensor | None, tokens: int) -> Tensor:

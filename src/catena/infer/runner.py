@@ -24,6 +24,9 @@ from catena.infer.scheduler import Chunk
 from catena.models.attention_settings import LOCAL_GLOBAL, LocalGlobal
 from catena.models.native import MANY, wins_at_many
 
+WORTH_SHARING = 2048
+"""Tokens whose keys and values need not be read again where sequences begin alike: from so many on that is worth it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -177,7 +180,9 @@ class Runner:
             positions = (padded[:, :, None] * size + self._tensor(range(size))).flatten(1)
         equal = all(chunk.end == longest for chunk in group)
         lengths = self._tensor([[chunk.end] for chunk in group])
-        return Decode(start, start + len(group), self._tensor(tables), lengths, longest, equal, positions)
+        shared = common_blocks(tables) if self.local is None else 0
+        shared = shared if shared * size * (len(group) - 1) >= WORTH_SHARING else 0
+        return Decode(start, start + len(group), self._tensor(tables), lengths, longest, equal, positions, shared)
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
@@ -240,6 +245,16 @@ def _first_target(chunk: Chunk) -> int:
 def is_decode(chunk: Chunk) -> bool:
     """True for one new token behind a past: these are batched; everything else is a prefill."""
     return chunk.stop - chunk.start == 1 and chunk.start > 0
+
+
+def common_blocks(tables: Many[Many[int]]) -> int:
+    """Return how many blocks at their beginning all tables have in common; the last one of each is its own."""
+    count = 0
+    for column in zip(*tables, strict=True):
+        if any(block != column[0] for block in column):
+            break
+        count += 1
+    return min(count, len(tables[0]) - 1)
 
 
 def bucket(chunk: Chunk, block_size: int) -> int:
