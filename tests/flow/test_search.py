@@ -94,6 +94,19 @@ def test_a_proposal_waits_for_as_many_results_as_its_number_says() -> None:
     assert [waits_for(tune, number, 3) for number in range(10)] == [0, 0, 0, 1, 2, 3, 6, 6, 6, 7]
 
 
+@pytest.mark.parametrize("number", [8, 14])
+def test_what_is_under_way_is_not_proposed_beside_it(number: int) -> None:
+    width: dict[str, Any] = {"kind": "int", "low": 4, "high": 64, "step": 4}
+    tune = config(trials=20, patience=20, space={"rate": SPACE["rate"], "width": width, "mark": SPACE["mark"]})
+    known = searched(tune)[:number]
+    under_way: list[Trial] = []
+    for more in range(4):
+        values = propose(tune, 1, number + more, known, under_way)
+        assert values == propose(tune, 1, number + more, known, under_way)
+        under_way.append(Trial(number + more, phase_of(tune, number), values))
+    assert len({tuple(item.values.values()) for item in under_way}) == 4
+
+
 def test_a_failed_training_counts_as_bad_and_not_as_unknown() -> None:
     tune = config(trials=30, coarse_share=1.0, space={"rate": SPACE["rate"]})
     known = [Trial(number, "coarse", {"rate": 10.0 ** (-number / 4)}, (1.0 + number,)) for number in range(8, 16)]

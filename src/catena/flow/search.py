@@ -3,8 +3,8 @@
     coarse    a low-discrepancy start, then TPE (Bergstra et al. 2011) or NSGA-II (Deb et al. 2002)
     fine      Gaussian-process search in a box round the best three, until it gains next to nothing
 
-A proposal depends on the space, the seed, its number and the trials that are known, and on nothing else: a search that
-was killed goes on with the proposals that it would have made.
+A proposal depends on the space, the seed, its number, the trials that are known and the values of those under way, and
+on nothing else: a search that was killed goes on with the proposals that it would have made.
 """
 
 from __future__ import annotations
@@ -98,15 +98,22 @@ def is_over(config: TuneConfig, number: int, known: Sequence[Trial]) -> bool:
     return bool(before) and cost(config, before[0])[0] - cost(config, now[0])[0] < config.tolerance
 
 
-def propose(config: TuneConfig, seed: int, number: int, known: Sequence[Trial]) -> dict[str, Choice]:
-    """Return the values that trial `number` is to have, given the trials that are known."""
+def propose(
+    config: TuneConfig, seed: int, number: int, known: Sequence[Trial], under_way: Sequence[Trial] = ()
+) -> dict[str, Choice]:
+    """Return the values that trial `number` is to have, given the trials that are known.
+
+    Those `under_way` have no scores yet: they count as bad, so that nobody tries the same beside them.
+    """
     require("optuna", "tune")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna warns of its own samplers: they are experimental
-        return _proposed(config, seed, number, known)
+        return _proposed(config, seed, number, known, under_way)
 
 
-def _proposed(config: TuneConfig, seed: int, number: int, known: Sequence[Trial]) -> dict[str, Choice]:
+def _proposed(
+    config: TuneConfig, seed: int, number: int, known: Sequence[Trial], under_way: Sequence[Trial]
+) -> dict[str, Choice]:
     start = max(4, config.coarse_trials // 2)
     if config.method == "random":
         return _random(config.space, seed, number)
@@ -114,11 +121,11 @@ def _proposed(config: TuneConfig, seed: int, number: int, known: Sequence[Trial]
         return _spread(config.space, seed, number, start)
     if phase_of(config, number) == "fine":
         box = shrink(config.space, [trial.values for trial in ranked(config, known)[:BEST]], config.margin)
-        near = [trial for trial in known if inside(box, trial.values)]
+        near = [trial for trial in (*known, *under_way) if inside(box, trial.values)]
         return _ask(config, _gaussian(_seed(seed, number)), box, near)
     if config.method == "genetic":
         return _ask(config, _genetic(config, _seed(seed, number)), config.space, known)
-    return _ask(config, _tpe(_seed(seed, number)), config.space, known)
+    return _ask(config, _tpe(_seed(seed, number)), config.space, [*known, *under_way])
 
 
 def bars(config: TuneConfig, known: Sequence[Trial]) -> dict[int, float]:
@@ -192,7 +199,7 @@ def _ask(
             optuna.trial.create_trial(
                 params=dict(trial.values),
                 distributions=distributions,
-                # A training that failed says: not here. Left out, it would be proposed again.
+                # A training that failed, or is under way, says: not here. Left out, it would be proposed again.
                 values=list(cost(config, trial)) if trial.scores else worst,
                 system_attrs={"NSGAIISampler:generation": trial.number // config.population},
             )

@@ -178,6 +178,7 @@ class _Search:
     def _search(self, team: Team, progress: Any) -> None:
         config, trials = self.config, self.journal.trials
         number, running = 0, 0
+        proposed: dict[int, Trial] = {}
         while True:
             needed = waits_for(config, number, config.jobs)
             while any(other not in trials for other in range(needed)):
@@ -188,8 +189,14 @@ class _Search:
             if is_over(config, number, known):
                 break
             if number not in trials:
-                team.start(self._work(number, propose(config, self.step.seed, number, known), known))
+                # Not who is under way by chance, but who is not known yet: so it is the same each time.
+                others = [proposed[other] for other in range(needed, number)]
+                values = propose(config, self.step.seed, number, known, others)
+                team.start(self._work(number, values, known))
                 running += 1
+            else:
+                values = dict(trials[number].values)
+            proposed[number] = Trial(number, phase_of(config, number), values)
             number += 1
         for _ in range(running):
             self._ended(team.next())
