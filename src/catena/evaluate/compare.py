@@ -39,7 +39,7 @@ def compare(ctx: Context, cfg: CompareConfig, *, candidate: Report, baseline: Re
     broken = [name for name, margin in cfg.margin.items() if worst(found[name], better[name]) < -margin]
     said = [
         f"{name}: the difference may be as bad as {worst(found[name], better[name]):.4g}, allowed is "
-        f"{-cfg.margin[name]:.4g}"
+        f"{0 - cfg.margin[name]:.4g}"
         for name in broken
     ]
     if broken and cfg.on_fail == "stop":

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from catena.core.config import Config
 from catena.core.digest import digest_of
@@ -65,10 +65,10 @@ class JudgeConfig(Config):
 class TasksConfig(Config):
     """What a model is asked, and how."""
 
-    tasks: tuple[str, ...] = Field(min_length=1)
-    """Names of shipped tasks and suites, and task files."""
     data: str = ""
     """Folder of the files of shipped tasks."""
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Names of shipped tasks and suites, and task files."""
     limit: int | None = Field(default=None, ge=1)
     """Rows of each task, chosen by hash; by default all."""
     chat: bool | None = None
@@ -95,12 +95,18 @@ class TasksConfig(Config):
     def _answers(cls, name: str) -> str:
         return known_generator(name)
 
-    @model_validator(mode="after")
-    def _filled_in(self) -> TasksConfig:
+    @field_validator("tasks")
+    @classmethod
+    def _load(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         try:
-            loaded = load_tasks(self.tasks, self.data)
+            load_tasks(names, info.data.get("data", ""))
         except CatenaError as error:
             raise ValueError(f"{error.message}. {error.hint}".rstrip(". ")) from error
+        return names
+
+    @model_validator(mode="after")
+    def _filled_in(self) -> TasksConfig:
+        loaded = load_tasks(self.tasks, self.data)
         self.__dict__["content"] = {one.task.name: one.digest for one in loaded}
         return self
 
