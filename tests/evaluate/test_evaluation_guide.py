@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -57,3 +58,17 @@ def test_the_guide_names_every_kind_and_shipped_task() -> None:
     own = {"basics", "basics-zh"}
     named = {name for name in shipped() if f"`{name}`" in PAGE}
     assert {"gsm8k", "humaneval", "mmlu", "ceval", "cmmlu", "truthfulqa", "wikitext"} | own <= named
+
+
+def test_its_figures_are_those_that_were_measured() -> None:
+    root = Path(__file__).parents[2]
+    told = json.loads((root / "benchmarks" / "results" / "evaluate.json").read_text())
+    assert told["equal"]
+    assert told["equal_texts"] == told["texts"]
+    for page in ("evaluation.md", "evaluation.zh.md"):
+        text = (root / "docs" / page).read_text(encoding="utf-8")
+        for name, ratio in told["faster"].items():
+            ours, theirs = told["seconds"]["catena"], told["seconds"]["harness"]
+            if name != "all":
+                best = min(run[name] for run in theirs.values())
+                assert f"| {best:.1f} s | {ours[name]:.1f} s | {ratio:.1f}x |" in text
