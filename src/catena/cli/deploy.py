@@ -73,6 +73,7 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
     require("aiohttp")
     from catena.serve.gateway.app import Gateway
     from catena.serve.governed import require_auth_beyond
+    from catena.serve.releases.tags import Tags
     from catena.serve.server import listen, serve, url_of
 
     with ExitStack() as stack:
@@ -102,6 +103,7 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
             on_ready=ready,
             on_problem=lambda: os.kill(os.getpid(), signal.SIGTERM),
             middleware=middleware,
+            tags=Tags(store) if store else None,
         )
         beside = with_grpc(session, gateway, (config.host, grpc), config.http, gateway.running())
         serve(gateway, listener, config=config.http, beside=beside)

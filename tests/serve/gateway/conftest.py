@@ -14,8 +14,10 @@ import pytest
 from starlette.middleware import Middleware
 
 from catena.core.config import parse
+from catena.hub.store import Store
 from catena.serve.gateway.app import Gateway
 from catena.serve.gateway.config import DeployConfig, ModelConfig
+from catena.serve.releases.tags import Tags
 from catena.serve.server import background
 
 from .redis import RedisServer, redis_running
@@ -47,6 +49,8 @@ class Running:
     url: str
     gateway: Gateway
     client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60, trust_env=False))
+    stop: Callable[[], None] = lambda: None
+    """Ends it, as SIGTERM would."""
 
     def chat(self, prompt: str, model: str = "m", headers: Any = None, **more: Any) -> httpx.Response:
         """Ask one question."""
@@ -89,12 +93,25 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts a gateway and waits until every model has its least number of replicas."""
     with ExitStack() as stack:
 
-        def make(models: dict[str, Any] | None = None, middleware: Sequence[Middleware] = (), **config: Any) -> Running:
+        def make(
+            models: dict[str, Any] | None = None,
+            middleware: Sequence[Middleware] = (),
+            store: Store | None = None,
+            **config: Any,
+        ) -> Running:
             deploy = parse(DeployConfig, {"port": 0, "models": models or {"m": mock()}, **config})
-            gateway = Gateway(deploy, state=tmp_path / "state", commands=commands, middleware=middleware)
-            url = stack.enter_context(background(gateway, beside=gateway.running(), config=deploy.http))
-            running = Running(url, gateway)
-            stack.callback(running.client.close)
+
+            def command(name: str, model: ModelConfig) -> tuple[str, ...]:
+                if store is None or not model.model:
+                    return model.script
+                return (REPLICA, "--obey", "--record", "--model", store.resolve(model.model).digest[:12])
+
+            tags = Tags(store) if store else None
+            gateway = Gateway(deploy, state=tmp_path / "state", commands=command, middleware=middleware, tags=tags)
+            own = stack.enter_context(ExitStack())
+            url = own.enter_context(background(gateway, beside=gateway.running(), config=deploy.http))
+            running = Running(url, gateway, stop=own.close)
+            own.callback(running.client.close)
             for name, model in deploy.models.items():
                 if model.owned:
                     running.ready(model.replicas.min, name)

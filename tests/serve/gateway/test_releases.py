@@ -144,7 +144,7 @@ def test_a_candidate_that_does_not_start_goes_back(start: Start) -> None:
 
 
 def test_a_release_goes_on_after_a_restart(start: Start) -> None:
-    begun(start)
+    begun(start).stop()
     candidates = {"new": mock("--natural", "--digest", "new", "--model", "new")}
     again = start({"m": mock("--natural", "--digest", "old")}, candidates=candidates)
     assert status(again)["percent"] == 30

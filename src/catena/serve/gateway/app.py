@@ -52,6 +52,7 @@ from catena.serve.jobs.service import Jobs
 from catena.serve.middleware.exchange import principal_of
 from catena.serve.releases.admin import Admin
 from catena.serve.releases.manager import Releases
+from catena.serve.releases.tags import Tags
 from catena.serve.rules import require_rules
 from catena.serve.wire import WireError
 
@@ -76,13 +77,14 @@ class Gateway:
         on_problem: Callable[[], None] | None = None,
         traces: Traces | None = None,
         middleware: Sequence[Middleware] = (),
+        tags: Tags | None = None,
     ) -> None:
         self.config, self.state, self._commands = config, state, commands
         self._on_ready, self._on_problem = on_ready, on_problem
         self.problem: CatenaError | None = None
         """Why the gateway gave up: a model whose replicas do not start."""
         self.meters = Meters()
-        self.releases = Releases(self, state, config.bake_s)
+        self.releases = Releases(self, state, config.bake_s, tags)
         self.specs = {name: self.releases.current(name, model) for name, model in config.models.items()}
         """How each model is served now; a release changes it."""
         self.pools = {name: self.new_pool(name, model) for name, model in self.specs.items()}

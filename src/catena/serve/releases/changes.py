@@ -3,6 +3,7 @@ digest of the one before it, so that what is taken out or altered shows."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import time
@@ -51,6 +52,31 @@ class ChangeLog:
             before = entry["digest"]
             found.append(entry)
         return found
+
+
+class Alone:
+    """A lock on a state folder: of several gateways that have it, one does the releases, until it ends."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._descriptor = file, -1
+
+    def held(self) -> bool:
+        """Take the lock if nobody has it; tells whether it is ours."""
+        if self._descriptor < 0:
+            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(descriptor)
+                return False
+            self._descriptor = descriptor
+        return True
+
+    def let_go(self) -> None:
+        """Let another have it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _digest(entry: dict[str, Any]) -> str:

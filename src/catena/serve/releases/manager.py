@@ -12,21 +12,22 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
 from catena.core.config import parse
-from catena.core.errors import NotFound, UsageError
+from catena.core.errors import CatenaError, NotFound, UsageError
 from catena.serve.gateway.call import Call, answer_text
 from catena.serve.gateway.config import ModelConfig
 from catena.serve.gateway.pool import Pool
-from catena.serve.releases.changes import ChangeLog
+from catena.serve.releases.changes import Alone, ChangeLog
 from catena.serve.releases.evidence import Cusum
 from catena.serve.releases.plan import Decision, Outcome, Release, ReleaseConfig
 from catena.serve.releases.shadow import Shadow
+from catena.serve.releases.tags import Move, Tags
 
 if TYPE_CHECKING:
     from catena.serve.gateway.app import Gateway
@@ -59,20 +60,24 @@ class Active:
     """While it bakes: the replicas before it, still warm."""
     old_spec: ModelConfig | None = None
     promoted: float = 0.0
+    """When, by the clock on the wall: a restart goes on with it."""
+    move: Move | None = None
+    """What it did to a tag of the store."""
 
 
 class Releases:
     """All releases of a gateway, at most one for a model."""
 
-    def __init__(self, gateway: Gateway, folder: Path, bake_s: float) -> None:
-        self._gateway, self._file, self._bake_s = gateway, folder / "releases.json", bake_s
+    def __init__(self, gateway: Gateway, folder: Path, bake_s: float, tags: Tags | None = None) -> None:
+        self._gateway, self._file, self._bake_s, self._tags = gateway, folder / "releases.json", bake_s, tags
+        self._alone = Alone(folder / "releases.lock")
         self.log = ChangeLog(folder / "changes.jsonl")
         self.active: dict[str, Active] = {}
         self._arms: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._leaving: set[asyncio.Task[None]] = set()
-        self._kept: dict[str, Any] = {"promoted": {}, "active": {}}
+        self._kept: dict[str, Any] = {"promoted": {}, "active": {}, "moving": {}}
         if self._file.exists():
-            self._kept = orjson.loads(self._file.read_bytes())
+            self._kept |= orjson.loads(self._file.read_bytes())
 
     # -- what was before -----------------------------------------------------------------------------------------------
 
@@ -85,8 +90,19 @@ class Releases:
 
     def resume(self) -> None:
         """Go on with what was under way when the gateway ended; what was seen until then is not counted."""
+        if not self._alone.held():
+            logger.warning("another gateway has this state folder: releases are its business")
+            return
+        for name, kept in self._kept["moving"].items():
+            if self._tags is not None and self._tags.went(Move(**kept["move"])):
+                self.log.add("promote", name, ITSELF, reason="the tag had been moved when the gateway ended", **kept)
+                self._kept["active"].pop(name, None)
+        self._kept["moving"] = {}
         for name, kept in list(self._kept["active"].items()):
-            if name in self._gateway.pools:
+            if name in self._gateway.pools and kept.get("old") is not None:
+                self._bake_on(name, kept)
+                self.log.add("resume", name, ITSELF, release=kept["id"], step=kept["step"])
+            elif name in self._gateway.pools:
                 config = parse(ReleaseConfig, kept["release"], where=str(self._file))
                 self._begin(name, kept["candidate"], kept["id"], config, kept["step"])
                 self.log.add("resume", name, ITSELF, release=kept["id"], step=kept["step"])
@@ -97,6 +113,11 @@ class Releases:
         """Begin a release. Raises `NotFound`, or `UsageError` where one is under way."""
         if model not in self._gateway.pools:
             raise NotFound(f"there is no model {model!r}")
+        if not self._alone.held():
+            raise UsageError(
+                "another gateway with this state folder has the releases",
+                hint="Ask that one, or end it: releases want one gateway for each state folder.",
+            )
         if model in self.active:
             raise UsageError(f"a release of {model!r} is under way", hint="Promote it or roll it back first.")
         config = parse(ReleaseConfig, release, where="release")
@@ -112,17 +133,36 @@ class Releases:
         if active.phase != "under way" or (active.release.config.mode == "shadow" and by == ITSELF):
             raise UsageError(f"the release of {model!r} is {active.phase}")
         gateway = self._gateway
-        active.phase, active.promoted = "baking", time.monotonic()
+        active.move = self._moved(active, by)
+        active.phase, active.promoted = "baking", time.time()
         active.old, active.old_spec = gateway.pools[model], gateway.specs[model]
         active.cusums = {name: Cusum(active.release.evidence[name].rate("stable")) for name in BAKED}
         gateway.pools[model], gateway.specs[model] = active.pool, active.spec
         active.pool.name, active.pool.line.seconds = model, gateway.config.routing.queue_s
         self._drop_shadow(active)
-        self.log.add("promote", model, by, release=active.release.id, reason=reason, evidence=evidence)
-        spec = active.spec.model_dump(mode="json")
-        instead_of = gateway.config.models[model].digest()
-        self._kept["promoted"][model] = {"instead_of": instead_of, "spec": spec, "release": active.release.id}
+        told = {"release": active.release.id, "reason": reason, "tag": active.move and asdict(active.move)}
+        self.log.add("promote", model, by, **told, evidence=evidence)
+        if active.move is None:  # else the deploy file's own `name@tag` stands for the candidate from now on
+            spec = active.spec.model_dump(mode="json")
+            instead_of = gateway.config.models[model].digest()
+            self._kept["promoted"][model] = {"instead_of": instead_of, "spec": spec, "release": active.release.id}
+        self._kept["moving"].pop(model, None)
         self._keep()
+
+    def _moved(self, active: Active, by: str) -> Move | None:
+        """Move the tag that the deploy file names, if it names one; what is about to be done is written down first."""
+        named = self._gateway.config.models[active.model].model
+        move = self._tags.move(named, active.spec.model) if self._tags and named and active.spec.model else None
+        if move is not None and self._tags is not None:
+            self._kept["moving"][active.model] = {"release": active.release.id, "move": asdict(move)}
+            self._keep()
+            try:
+                self._tags.go(move, by)
+            except CatenaError:
+                del self._kept["moving"][active.model]
+                self._keep()
+                raise
+        return move
 
     def rollback(self, model: str, by: str, reason: str, evidence: Mapping[str, Any] | None = None) -> None:
         """Give nobody the candidate any more."""
@@ -130,12 +170,17 @@ class Releases:
         if active.phase == "baking" and active.old is not None and active.old_spec is not None:
             self._gateway.pools[model], self._gateway.specs[model] = active.old, active.old_spec
             self._kept["promoted"].pop(model, None)
+        back = None
+        if active.move is not None and self._tags is not None:
+            back = self._tags.back(active.move, by)
+            if not back:
+                logger.warning("%s@%s was moved by somebody else, and stays", active.move.name, active.move.tag)
         del self.active[model]
         self._drop_shadow(active)
         self._leave(active.pool)
         users = len(active.release.users)
         told = {"release": active.release.id, "reason": reason, "users": users, "evidence": evidence}
-        self.log.add("rollback", model, by, **told)
+        self.log.add("rollback", model, by, **told, **({} if back is None else {"tag_put_back": back}))
         self._keep()
 
     def like(self, request: str, good: bool) -> None:
@@ -253,7 +298,7 @@ class Releases:
         elif active.phase != "starting" and active.pool.broken():
             reason = "errors: its replicas failed so often that none of them is asked"
             self.rollback(active.model, ITSELF, reason, active.release.table())
-        elif active.phase == "baking" and time.monotonic() - active.promoted > self._bake_s:
+        elif active.phase == "baking" and time.time() - active.promoted > self._bake_s:
             del self.active[active.model]
             if active.old is not None:
                 self._leave(active.old)
@@ -267,6 +312,21 @@ class Releases:
             for pool in filter(None, (active.pool, active.old)):
                 self._leave(pool)
         await asyncio.gather(*self._leaving, return_exceptions=True)
+        self._alone.let_go()
+
+    def _bake_on(self, model: str, kept: Mapping[str, Any]) -> None:
+        """Go on watching what was promoted before a restart, with the old replicas warm again."""
+        gateway = self._gateway
+        spec = parse(ModelConfig, kept["old"], where=str(self._file))
+        old = gateway.new_pool(model, spec)
+        old.name = f"{model}-before"
+        release = Release(kept["id"], parse(ReleaseConfig, kept["release"]), time.monotonic(), kept["step"])
+        active = Active(model, kept["candidate"], gateway.specs[model], release, gateway.pools[model], "baking")
+        active.old, active.old_spec, active.promoted = old, spec, kept["promoted"]
+        active.cusums = {name: Cusum(rate) for name, rate in kept["usual"].items()}
+        active.move = Move(**kept["move"]) if kept["move"] else None
+        self.active[model] = active
+        gateway.start_pool(old, spec)
 
     def _begin(self, model: str, candidate: str, id: str, config: ReleaseConfig, step: int) -> Active:
         gateway = self._gateway
@@ -304,19 +364,27 @@ class Releases:
 
     def _keep(self) -> None:
         """Write down what a restart needs, by one rename."""
-        self._kept["active"] = {
-            name: {
-                "id": one.release.id,
-                "candidate": one.candidate,
-                "release": one.release.config.model_dump(mode="json"),
-                "step": one.release.step,
-            }
-            for name, one in self.active.items()
-            if one.phase != "baking"
-        }
+        self._kept["active"] = {name: _told(one) for name, one in self.active.items()}
         beside = self._file.with_suffix(".new")
         beside.write_bytes(orjson.dumps(self._kept, option=orjson.OPT_INDENT_2))
         beside.replace(self._file)
+
+
+def _told(one: Active) -> dict[str, Any]:
+    """Return what a restart needs of a release."""
+    told: dict[str, Any] = {
+        "id": one.release.id,
+        "candidate": one.candidate,
+        "release": one.release.config.model_dump(mode="json"),
+        "step": one.release.step,
+    }
+    if one.phase == "baking" and one.old_spec is not None:
+        # By its digest where it was named by the tag, for that stands on the candidate now.
+        old = one.old_spec.model_copy(update={"model": one.move.before}) if one.move else one.old_spec
+        usual = {name: cusum.usual for name, cusum in one.cusums.items()}
+        told |= {"old": old.model_dump(mode="json"), "usual": usual, "promoted": one.promoted}
+        told["move"] = asdict(one.move) if one.move else None
+    return told
 
 
 def _user(call: Call) -> str:
