@@ -1,8 +1,9 @@
-"""`catena audit verify | search | export | erase | prune`, and the note of every administrative act."""
+"""`catena audit verify | search | export | erase | rewrap | prune`, and the note of every administrative act."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
@@ -142,6 +143,23 @@ def erase(
         session.out.note("copies of the folder `subjects` in backups hold the key still: erase it there too")
 
 
+def rewrap(context: typer.Context) -> None:
+    """Seal the data keys of all subjects by a new master key. Records and servers go on as they are."""
+    from catena.govern.audit.log import Log
+    from catena.govern.audit.rewrap import rewrap
+    from catena.govern.crypto import NEXT_VARIABLE, SEALING_VARIABLE
+
+    session = session_of(context)
+    with session.open() as workspace, Log(workspace.store.root, session.settings().govern.audit) as log:
+        done = rewrap(log, workspace.store.root, by=who(""))
+    if session.out.json:
+        session.out.value(done)
+        return
+    session.out.line(f"{done['keys']} data key(s) are sealed by the new key; the old one opens nothing any more")
+    if os.environ.get(SEALING_VARIABLE):
+        session.out.note(f"start servers again with {SEALING_VARIABLE} set to what {NEXT_VARIABLE} is now")
+
+
 def prune(
     context: typer.Context,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
@@ -200,5 +218,6 @@ COMMANDS = (
     ("search", search, "  catena audit search --subject ada --since 7d\n  catena audit search --text 'refund' --json"),
     ("export", export, "  catena audit export ada.jsonl --subject ada"),
     ("erase", erase, "  catena audit erase ada --reason 'asked by the person'"),
+    ("rewrap", rewrap, "  catena audit rewrap\n  catena audit rewrap --json"),
     ("prune", prune, "  catena audit prune --dry-run"),
 )

@@ -58,11 +58,13 @@ def erase(
 
 def _tag(session: Session, root: Path, subject: str) -> str:
     """Return the keyed hash by which rows tell whose they are."""
+    from functools import partial
+
     from catena.govern.audit.log import Places
     from catena.govern.audit.vault import Vault
-    from catena.govern.crypto import sealing_key
+    from catena.govern.crypto import sealing_keys
 
-    return Vault(Places(root, session.settings().govern.audit).subjects, sealing_key(root)).tag(subject)
+    return Vault(Places(root, session.settings().govern.audit).subjects, partial(sealing_keys, root)).tag(subject)
 
 
 def _say(session: Session, done: dict[str, Any], dry_run: bool) -> None:

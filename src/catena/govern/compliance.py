@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from catena.govern.audit.vault import Vault
 from catena.govern.audit.verify import verify
 from catena.govern.changes import change_log
 from catena.govern.config import GovernConfig
-from catena.govern.crypto import open_signer, sealing_key
+from catena.govern.crypto import open_signer, sealing_keys
 from catena.govern.keys import Keys
 from catena.hub.erase import tombstones
 from catena.hub.lineage import trace
@@ -191,7 +192,7 @@ def _audit_sound(seen: _Seen) -> tuple[Status, Mapping[str, Any]]:
 def _audit_sealed(seen: _Seen) -> tuple[Status, Mapping[str, Any]]:
     """Open the newest record that can be opened, and look for its words in the file as it lies there."""
     places = Places(seen.store.root, seen.config.audit)
-    vault = Vault(places.subjects, sealing_key(seen.store.root))
+    vault = Vault(places.subjects, partial(sealing_keys, seen.store.root))
     invalid = require("cryptography.exceptions").InvalidTag
     for path in reversed(places.segment_files()):
         data = path.read_bytes()

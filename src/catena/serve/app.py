@@ -7,7 +7,7 @@ POST /v1/embeddings           serve/embeddings.py
 GET  /v1/models, /v1/models/{id}
 GET  /health                  200 while every engine lives, 503 otherwise
 GET  /metrics                 serve/metrics.py
-GET  /openapi.json            serve/openapi.py
+GET  /openapi.json, /docs     serve/openapi.py
 
 In front of all of them: serve/hosts.py, what serve/governed.py switches on, and at the socket serve/connections.py.
 """
@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from catena.core.generate import StreamingGenerator
@@ -37,7 +37,7 @@ from catena.serve.errors import answer_to, http_exception, unexpected
 from catena.serve.hosts import LoopbackHosts
 from catena.serve.middleware.exchange import principal_of
 from catena.serve.models import Models
-from catena.serve.openapi import document
+from catena.serve.openapi import document, page
 from catena.serve.responses import Responses
 from catena.serve.rules import require_rules
 from catena.serve.tokens import Detokenize, Tokenize
@@ -99,7 +99,10 @@ def build_app(
         return PlainTextResponse(metrics.render(models, counters), media_type=metrics.CONTENT_TYPE)
 
     async def show_document(request: Request) -> Response:
-        return JSONResponse(document(endpoints, PAGES, served.names()))
+        return JSONResponse(document(ENDPOINTS, PAGES, served.names()))
+
+    async def show_page(request: Request) -> Response:
+        return HTMLResponse(page(document(ENDPOINTS, PAGES, served.names())))
 
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
@@ -108,6 +111,7 @@ def build_app(
         Route("/health", health),
         Route("/metrics", show_metrics),
         Route("/openapi.json", show_document),
+        Route("/docs", show_page),
     ]
     require_rules(routes)
     return Starlette(

@@ -29,6 +29,7 @@ from catena.serve.hosts import is_loopback
 from catena.serve.middleware.audit import Audit
 from catena.serve.middleware.auth import Auth
 from catena.serve.middleware.feedback import Feedback
+from catena.serve.middleware.keys import KeyDesk
 from catena.serve.middleware.moderation import Moderation
 
 
@@ -47,6 +48,8 @@ def governed(store: Store, config: GovernConfig, serve: ServeConfig) -> Iterator
             access = Access(Keys(store.index).all, store.root, open_signer(store.root), config.auth, tokens).open()
             stack.callback(access.close)
             made.append(Middleware(Auth, access=access, config=serve))
+            log_ = log if config.audit.on else None
+            made.append(Middleware(KeyDesk, keys=Keys(store.index), access=access, config=serve, log=log_))
         moderator = None
         if config.moderation.on:
             moderator = stack.enter_context(Moderator(config.moderation, _filter(store, config)))

@@ -38,10 +38,13 @@ RULES: Mapping[str, Rule] = {
     "/v1/models/{name:path}": "models",
     "/health": "public",
     "/ready": "public",
+    "/admin/keys": {"GET": "keys", "POST": "keys"},
+    "/admin/keys/{id}": {"GET": "keys", "POST": "keys"},
     "/admin/releases": "releases",
     "/admin/releases/{model:path}": "releases",
     "/metrics": "metrics",
     "/openapi.json": "public",
+    "/docs": "public",
 }
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from catena.govern.audit.checkpoints import Checkpoints, Tip
 from catena.govern.audit.record import day_of, frames, link_of, opened, pack, sealed_frame
 from catena.govern.audit.vault import SYSTEM, Vault
 from catena.govern.config import AuditConfig
-from catena.govern.crypto import open_signer, sealing_key
+from catena.govern.crypto import open_signer, sealing_keys
 
 logger = logging.getLogger(__name__)
 RETRY_S = 1.0
@@ -64,7 +65,7 @@ class Log:
 
     def __init__(self, root: Path, config: AuditConfig) -> None:
         self.places, self._config = Places(root, config).make(), config
-        self.vault = Vault(self.places.subjects, sealing_key(root))
+        self.vault = Vault(self.places.subjects, partial(sealing_keys, root))
         self.checkpoints = Checkpoints(self.places.checkpoints, open_signer(root))
         self._raw: bytes | None = None
         self._tip = Tip()

@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from catena.govern.audit.log import Places
 from catena.govern.audit.record import frames, moment, opened
 from catena.govern.audit.vault import Vault
 from catena.govern.config import AuditConfig
-from catena.govern.crypto import sealing_key
+from catena.govern.crypto import sealing_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Query:
 def entries(root: Path, config: AuditConfig, query: Query = Query()) -> Iterator[dict[str, Any]]:
     """Yield entries, oldest first, with `seq` and `time`; one whose key was destroyed is `{"kind": "erased"}`."""
     places = Places(root, config)
-    vault = Vault(places.subjects, sealing_key(root))
+    vault = Vault(places.subjects, partial(sealing_keys, root))
     invalid = require("cryptography.exceptions").InvalidTag
     wanted = vault.key_ids(query.subject) if query.subject else None
     for path in places.segment_files():

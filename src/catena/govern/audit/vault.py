@@ -2,6 +2,9 @@
 
 A file's name holds a keyed hash of the subject (`tag`), so that a listing tells no names, and the key's id, which
 stands in the records. A subject that comes back after an erasure gets another key under another id.
+
+`master` says which sealing key wraps them by now, `tags` keeps the key of the hashes when the sealing key changes, and
+`generation` changes with every change that others must see.
 """
 
 from __future__ import annotations
@@ -10,29 +13,52 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from catena.core.errors import IntegrityError, UsageError
 from catena.core.registry import require
-from catena.govern.crypto import KEY_BYTES, NONCE_BYTES, aes
+from catena.govern.crypto import KEY_BYTES, NONCE_BYTES, aes, write_over
 from catena.hub.files import write_atomically
 
 SYSTEM = "-"
 """The subject of what belongs to nobody: starts, administration, gaps. It cannot be erased."""
-GENERATION = "generation"
+GENERATION, MASTER, TAGS = "generation", "master", "tags"
 
 
 class Vault:
     """The data keys below a folder. Not for several threads at once."""
 
-    def __init__(self, folder: Path, sealing: bytes) -> None:
-        self._folder = folder
-        self._wrap = aes(sealing)
-        self._tags = hmac.digest(sealing, b"catena audit subject tags", hashlib.sha256)
+    def __init__(self, folder: Path, sealing: Callable[[], Sequence[bytes]]) -> None:
+        self._folder, self._sealing = folder, sealing
         self._of_subject: dict[str, tuple[bytes, Any]] = {}
         self._of_id: dict[bytes, Any] = {}
-        self._generation = b""
+        self._generation = self._told(GENERATION)
+        self._load()
+
+    def _told(self, name: str) -> bytes:
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def _load(self) -> None:
+        """Find the sealing key that is in use among those that are known."""
+        keys, master = list(self._sealing()), self._told(MASTER).decode("latin-1")
+        chosen = next((key for key in keys if _fingerprint(key) == master), None) if master else keys[0]
+        if chosen is None:
+            raise IntegrityError(
+                "the audit's data keys are sealed by another key than the one that is known here",
+                hint="After `catena audit rewrap` start servers again with the new CATENA_AUDIT_KEY.",
+            )
+        self._wraps = [aes(chosen), *(aes(key) for key in keys if key != chosen)]
+        kept = self._told(TAGS)
+        self._tags = (
+            self._unwrapped(kept, TAGS)[0]
+            if kept
+            else hmac.digest(keys[0], b"catena audit subject tags", hashlib.sha256)
+        )
 
     def tag(self, subject: str) -> str:
         """Return the keyed hash that stands for a subject."""
@@ -40,14 +66,45 @@ class Vault:
 
     def refresh(self) -> None:
         """Forget what is remembered when another process destroyed a key since."""
-        try:
-            told = (self._folder / GENERATION).read_bytes()
-        except FileNotFoundError:
-            told = b""
+        told = self._told(GENERATION)
         if told != self._generation:
+            self._load()
             self._of_subject.clear()
             self._of_id.clear()
             self._generation = told
+
+    def rewrap(self, sealing: bytes) -> int:
+        """Wrap every data key by another sealing key, which the vault knows already; returns how many there were.
+
+        A kill in between costs nothing: both keys open, and the next time goes on. Records are not touched.
+        """
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        kept = nonce + aes(sealing).encrypt(nonce, self._tags, TAGS.encode())
+        write_atomically(self._folder / TAGS, kept, mode=0o600)
+        write_atomically(self._folder / MASTER, _fingerprint(sealing).encode())
+        self._changed()
+        self.refresh()
+        count = 0
+        while old := [path for path in self._all() if not self._is_current(path)]:
+            for path in old:
+                key = self._read(path)[1]
+                nonce = secrets.token_bytes(NONCE_BYTES)
+                sealed = self._wraps[0].encrypt(nonce, key, path.name.encode())
+                write_atomically(path, nonce + sealed, mode=0o600)
+                count += 1
+        return count
+
+    def _all(self) -> list[Path]:
+        return [path for path in self._folder.glob("*/*.*") if not path.name.startswith(".")]
+
+    def _is_current(self, path: Path) -> bool:
+        try:
+            return self._unwrapped(path.read_bytes(), path.name)[1]
+        except FileNotFoundError:  # erased meanwhile
+            return True
+
+    def _changed(self) -> None:
+        write_atomically(self._folder / GENERATION, secrets.token_hex(8).encode())
 
     def key_for(self, subject: str) -> tuple[bytes, Any]:
         """Return id and cipher of a subject's key, made and on the disk if there was none."""
@@ -77,10 +134,7 @@ class Vault:
             raise UsageError("the system's own records belong to nobody, and are not erased")
         found = self._files(self.tag(subject))
         for path in found:
-            with path.open("r+b") as stream:
-                stream.write(secrets.token_bytes(path.stat().st_size))
-                stream.flush()
-                os.fsync(stream.fileno())
+            write_over(path)
             path.unlink()
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -88,31 +142,41 @@ class Vault:
             finally:
                 os.close(folder)
         if found:
-            write_atomically(self._folder / GENERATION, secrets.token_hex(8).encode())
+            self._changed()
         self.refresh()
         return len(found)
 
     def subjects(self) -> int:
         """Return how many keys there are."""
-        return sum(1 for _ in self._folder.glob("*/*.*"))
+        return len(self._all())
 
     def _files(self, tag: str) -> list[Path]:
         return sorted((self._folder / tag[:2]).glob(f"{tag}.*"))
 
     def _new(self, tag: str) -> tuple[bytes, bytes]:
+        self.refresh()
         id, key, nonce = secrets.token_bytes(16), secrets.token_bytes(KEY_BYTES), secrets.token_bytes(NONCE_BYTES)
         path = self._folder / tag[:2] / f"{tag}.{id.hex()}"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, nonce + self._wrap.encrypt(nonce, key, path.name.encode()), mode=0o600)
+        write_atomically(path, nonce + self._wraps[0].encrypt(nonce, key, path.name.encode()), mode=0o600)
         return id, key
 
     def _read(self, path: Path) -> tuple[bytes, bytes]:
-        raw = path.read_bytes()
-        try:
-            key = self._wrap.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], path.name.encode())
-        except require("cryptography.exceptions").InvalidTag as error:
-            raise IntegrityError(
-                f"the data key {path.name} cannot be opened: it is damaged, or the sealing key is another one",
-                hint="The sealing key is keys/audit.key of the workspace, or CATENA_AUDIT_KEY.",
-            ) from error
-        return bytes.fromhex(path.suffix[1:]), key
+        return bytes.fromhex(path.suffix[1:]), self._unwrapped(path.read_bytes(), path.name)[0]
+
+    def _unwrapped(self, raw: bytes, name: str) -> tuple[bytes, bool]:
+        """Return a wrapped key, and whether the sealing key that is in use wraps it."""
+        invalid = require("cryptography.exceptions").InvalidTag
+        for wrap in self._wraps:
+            try:
+                return wrap.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], name.encode()), wrap is self._wraps[0]
+            except (invalid, ValueError):
+                continue
+        raise IntegrityError(
+            f"the data key {name} cannot be opened: it is damaged, or the sealing key is another one",
+            hint="The sealing key is keys/audit.key of the workspace, or CATENA_AUDIT_KEY.",
+        )
+
+
+def _fingerprint(sealing: bytes) -> str:
+    return hmac.digest(sealing, b"catena audit master", hashlib.sha256)[:16].hex()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from catena.govern.audit.log import Places
 from catena.govern.audit.record import GENESIS, Frame, day_of, frame_at, frames, link_of, opened
 from catena.govern.audit.vault import Vault
 from catena.govern.config import AuditConfig
-from catena.govern.crypto import open_signer, sealing_key
+from catena.govern.crypto import open_signer, sealing_keys
 from catena.hub.locks import file_lock
 
 MOST_FINDINGS = 100
@@ -68,7 +69,7 @@ class _Check:
         self.places = Places(root, config).make()
         signer = open_signer(root)
         self.checkpoints = Checkpoints(self.places.checkpoints, signer)
-        self.vault = Vault(self.places.subjects, sealing_key(root))
+        self.vault = Vault(self.places.subjects, partial(sealing_keys, root))
         self.deep = deep
         # Writers go on while it looks: what counts is what was there at one moment.
         with file_lock(self.places.folder / "write.lock", shared=True):

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from catena.core.trace import Rating
 from catena.govern.audit.log import Places
 from catena.govern.audit.vault import Vault
 from catena.govern.config import AuditConfig, FeedbackConfig
-from catena.govern.crypto import NONCE_BYTES, sealing_key
+from catena.govern.crypto import NONCE_BYTES, sealing_keys
 from catena.hub.locks import file_lock
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Book:
         self.listeners: list[Callable[[str, bool], None]] = []
         """Called with the client's name of a request and whether it was liked, once for each rated answer."""
         self._places = Places(root, audit)
-        self._vault = Vault(self._places.subjects, sealing_key(root))
+        self._vault = Vault(self._places.subjects, partial(sealing_keys, root))
         self._invalid = require("cryptography.exceptions").InvalidTag
         self._lock = threading.RLock()
         self._waiting: deque[tuple[str, str, tuple[str, ...], str, int]] = deque(maxlen=MOST_WAITING)

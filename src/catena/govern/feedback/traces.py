@@ -9,6 +9,7 @@ import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from catena.govern.audit.log import Places
 from catena.govern.audit.record import frames, moment, opened
 from catena.govern.audit.vault import Vault
 from catena.govern.config import AuditConfig, FeedbackConfig
-from catena.govern.crypto import sealing_key
+from catena.govern.crypto import sealing_keys
 from catena.govern.feedback.book import Book, Entry, book_path
 from catena.govern.feedback.texts import TOO_LARGE, Unusable, answered, fingerprint, question
 
@@ -36,7 +37,7 @@ class AuditTraces:
     def __init__(self, root: Path, folder: Path | None = None) -> None:
         self._root, self._config = root, AuditConfig(folder=folder)
         self._places = Places(root, self._config)
-        self._vault = Vault(self._places.subjects, sealing_key(root))
+        self._vault = Vault(self._places.subjects, partial(sealing_keys, root))
         self._invalid = require("cryptography.exceptions").InvalidTag
 
     def rated(self, since: int, limit: int | None = None) -> tuple[list[Trace], int]:

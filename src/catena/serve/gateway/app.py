@@ -6,6 +6,7 @@ GET  /health                    200 as long as this process works
 GET  /ready                     200 while every model has a replica that answers, and nothing is shutting down
 GET  /metrics                   its own counts, those of every replica, and GPUs
      /admin/releases            serve/releases/admin.py
+GET  /openapi.json, /docs       serve/gateway/pages.py
      /v1/files, /v1/batches, /v1/responses/{id}     serve/jobs/
 """
 
@@ -42,6 +43,7 @@ from catena.serve.gateway.exchange import open_session
 from catena.serve.gateway.limits import Limits
 from catena.serve.gateway.meters import Counter, Meters
 from catena.serve.gateway.opinions import Opinions
+from catena.serve.gateway.pages import Pages
 from catena.serve.gateway.pool import Pool
 from catena.serve.gateway.relay import Relay
 from catena.serve.gateway.scaling import Load, Scaler
@@ -102,6 +104,7 @@ class Gateway:
         self._opinions = Opinions(middleware, self.releases)
         self.jobs = Jobs(config.jobs, state, self, self.busy) if config.jobs.on else None
         self._relay = Relay(self)
+        self._documents = Pages(self.names, middleware)
         self._pages = self._routes()
         self.app: ASGIApp = self._dispatch
         for kind in reversed((Middleware(LoopbackHosts, names=config.http.hosts), *middleware)):
@@ -268,9 +271,11 @@ class Gateway:
             Route("/ready", self._ready),
             Route("/metrics", self._metrics),
             *Admin(self.releases).routes,
+            *self._documents.routes,
             *(self.jobs.routes if self.jobs is not None else ()),
         ]
         require_rules(routes)
+        self._documents.others = routes
         return Starlette(routes=routes, exception_handlers={HTTPException: http_exception, Exception: unexpected})
 
     async def _list_models(self, request: Request) -> Response:

@@ -31,6 +31,7 @@ SOON_S = 0.005
 """So long the record of a request may wait for others, while the model works."""
 SMALL = 16_384
 """Bytes up to which a body's record is made at once, and not by the log's thread."""
+SECRET = "not kept: it may hold a secret"
 LEFT_OUT = frozenset({"public", "metrics"})
 
 
@@ -178,6 +179,8 @@ class _Trail:
             "cut": cut,
         }
         kept, events = self._answered, self._events
+        if exchange.secret:
+            return lambda: {**about, "body": SECRET, "bytes": len(kept)}
 
         def entry() -> Mapping[str, Any]:
             return {**about, "model": self._model, **kept.told(said(kept.data) if events else _parsed(kept.data))}

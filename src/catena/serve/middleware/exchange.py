@@ -42,6 +42,8 @@ class Exchange:
     """The request's body, once somebody wanted it."""
     parsed: Any = None
     """The body as JSON; None where it is none. The routes read the same bytes with the same parser."""
+    secret: bool = False
+    """Whether the answer holds a secret, which the audit leaves out."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """What was decided and why, for the audit."""
 

@@ -1,0 +1,79 @@
+"""`GET /openapi.json` and `GET /docs` of a gateway: the forms of its replicas' routes, and every other route it has.
+
+What stands in front of the routes (keys, feedback) has its paths in the table of rules and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from catena.serve.middleware.feedback import Feedback
+from catena.serve.middleware.keys import KeyDesk
+from catena.serve.openapi import document, page
+from catena.serve.rules import RULES
+
+TOLD: Mapping[str, str] = {
+    "/v1/models": "All models.",
+    "/v1/models/{name}": "One model.",
+    "/health": "Whether the gateway works.",
+    "/ready": "Whether every model has a replica that answers.",
+    "/metrics": "Counts and gauges of the gateway and its replicas, as Prometheus text.",
+}
+SAID: Mapping[str, str] = {
+    "/v1/feedback": "What users say of answers.",
+    "/v1/feedback/{id}": "One of them.",
+    "/v1/files": "Files for batches.",
+    "/v1/files/{id}": "One file.",
+    "/v1/files/{id}/content": "What is in it.",
+    "/v1/batches": "Batches of requests.",
+    "/v1/batches/{id}": "One batch.",
+    "/v1/batches/{id}/cancel": "Stop a batch.",
+    "/v1/responses/{id}": "A response that was asked for in the background.",
+    "/v1/responses/{id}/cancel": "Stop it.",
+    "/admin/keys": "API keys.",
+    "/admin/keys/{id}": "One key: show, revoke, rotate.",
+    "/admin/releases": "Releases that are under way, and the change log.",
+    "/admin/releases/{model}": "One release: how it stands, promote, rollback, feedback.",
+}
+IN_FRONT: Mapping[type[Any], str] = {KeyDesk: "/admin/keys", Feedback: "/v1/feedback"}
+
+
+class Pages:
+    """The two routes."""
+
+    def __init__(self, names: Callable[[], Sequence[str]], middleware: Iterable[Middleware]) -> None:
+        self._names = names
+        self._front = [IN_FRONT[kind] for one in middleware for kind in IN_FRONT if one.cls is kind]
+        self.routes: list[BaseRoute] = [Route("/openapi.json", self._document), Route("/docs", self._page)]
+        self.others: Sequence[BaseRoute] = ()
+        """All routes of the gateway."""
+
+    def told(self) -> dict[str, Any]:
+        """Return the document."""
+        from catena.serve.app import ENDPOINTS
+
+        pages = {"/openapi.json", "/docs", "/v1/models/{name:path}", *ENDPOINTS, *TOLD}
+        others = [one for one in self.others if getattr(one, "path", "") not in pages]
+        for start in self._front:
+            others += [
+                Route(path, self._document, methods=list(rule))
+                for path, rule in RULES.items()
+                if (path == start or path.startswith(f"{start}/")) and isinstance(rule, Mapping)
+            ]
+        made = document(ENDPOINTS, TOLD, self._names(), others)
+        for path, operations in made["paths"].items():
+            for operation in operations.values() if path in SAID else ():
+                operation["summary"] = SAID[path]
+        return made
+
+    async def _document(self, request: Request) -> Response:
+        return JSONResponse(self.told())
+
+    async def _page(self, request: Request) -> Response:
+        return HTMLResponse(page(self.told()))
