@@ -25,7 +25,7 @@ from catena.serve import stream
 from catena.serve.config import ServeConfig
 from catena.serve.errors import UNEXPECTED, answer_to
 from catena.serve.models import Models, Target
-from catena.serve.wire import BodyT, WireError, error_body, parse
+from catena.serve.wire import MOST_DEEP, BodyT, WireError, error_body, parse, too_deep
 
 logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
@@ -192,12 +192,15 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 def decode(body: bytes) -> Any:
-    """Decode JSON; raises `WireError` for invalid UTF-8 or JSON."""
+    """Decode JSON; raises `WireError` for invalid UTF-8 or JSON, and for what is nested absurdly deep."""
     try:
-        return orjson.loads(body)
+        value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         what = "UTF-8" if "utf-8" in str(error).lower() else "JSON"
         raise WireError(f"the body is not valid {what}: {error}", code="invalid_json") from error
+    if too_deep(body, value):
+        raise WireError(f"the body is nested more than {MOST_DEEP} levels deep", code="invalid_json")
+    return value
 
 
 class Reply:

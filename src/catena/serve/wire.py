@@ -144,3 +144,24 @@ def usage(completions: list[Completion], choices: int = 1) -> dict[str, Any]:
 def error_body(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """Return an error in OpenAI's form."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+MOST_DEEP = 64
+
+
+def too_deep(data: bytes, value: Any) -> bool:
+    """Tell whether JSON (as bytes, and read) is nested deeper than anything here needs: who walks it may recurse."""
+    if data.count(b"[") + data.count(b"{") <= MOST_DEEP:
+        return False
+    level = [value]
+    for _ in range(MOST_DEEP):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True

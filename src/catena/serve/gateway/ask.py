@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from catena.serve.endpoint import decode
 from catena.serve.wire import WireError
 
 ROUTES = {
@@ -88,11 +89,7 @@ def read_ask(path: str, body: bytes, parsed: Any = None) -> Ask:
 
     `parsed` is the body as JSON where somebody has read it before.
     """
-    try:
-        fields = orjson.loads(body) if parsed is None else parsed
-    except orjson.JSONDecodeError as error:
-        what = "UTF-8" if "utf-8" in str(error).lower() else "JSON"
-        raise WireError(f"the body is not valid {what}: {error}", code="invalid_json") from error
+    fields = decode(body) if parsed is None else parsed
     if not isinstance(fields, dict):
         raise WireError("the body must be a JSON object")
     model = fields.get("model")

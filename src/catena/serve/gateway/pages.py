@@ -41,7 +41,7 @@ SAID: Mapping[str, str] = {
     "/admin/releases": "Releases that are under way, and the change log.",
     "/admin/releases/{model}": "One release: how it stands, promote, rollback, feedback.",
 }
-IN_FRONT: Mapping[type[Any], str] = {KeyDesk: "/admin/keys", Feedback: "/v1/feedback"}
+IN_FRONT: Mapping[Any, str] = {KeyDesk: "/admin/keys", Feedback: "/v1/feedback"}
 
 
 class Pages:

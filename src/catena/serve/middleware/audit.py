@@ -24,6 +24,7 @@ from catena.govern.config import AuditConfig
 from catena.serve.errors import answer_to
 from catena.serve.middleware.exchange import Exchange, exchange_of
 from catena.serve.rules import Rules
+from catena.serve.wire import too_deep
 
 ANONYMOUS = "anonymous"
 """Subject of what is asked where nobody is asked who they are."""
@@ -258,9 +259,10 @@ class _Kept:
 
 def _parsed(data: bytes) -> Any:
     try:
-        return orjson.loads(data) if data else ""
+        value = orjson.loads(data) if data else ""
     except orjson.JSONDecodeError:
         return None
+    return None if too_deep(data, value) else value  # as text: what is deep cannot be written as JSON again
 
 
 def said(data: bytes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope
 from catena.govern.roles import Action, Principal
 from catena.serve.config import ServeConfig
 from catena.serve.endpoint import read_body
-from catena.serve.wire import WireError
+from catena.serve.wire import WireError, too_deep
 
 KEY = "catena.exchange"
 BEHALF = "catena.behalf"
@@ -101,6 +101,8 @@ async def read_json(scope: Scope, receive: Receive, config: ServeConfig) -> Rece
             exchange.parsed = orjson.loads(exchange.body)
         except orjson.JSONDecodeError:
             exchange.parsed = None  # the endpoint says so in its own words
+        if too_deep(exchange.body, exchange.parsed):
+            exchange.parsed = None  # the same
         return _replayed(exchange, receive)
     return receive
 

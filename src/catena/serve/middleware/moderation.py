@@ -8,6 +8,7 @@ finish reason `content_filter`. What would let text past is refused by name: pro
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ ANSWERS: Mapping[str, type[Answers]] = {
 }
 NAMES = frozenset({"model", "role", "type", "id", "tool_call_id", "call_id", "object", "encoding_format"})
 """Keys whose values are words of the protocol: the endpoint takes no others."""
+TAGS = re.compile("[^\U000e0020-\U000e007e]+")
+UNTAGGED = {0xE0000 + code: code for code in range(0x20, 0x7F)}
 LONG = 20_000
 """Characters from which on a request is looked through in a thread."""
 NEEDS_TEXT = "this server looks through prompts, so {} must be text and not token ids"
@@ -130,6 +133,8 @@ class _Review:
         return value
 
     def _text(self, text: str, *, quietly: bool = False) -> str:
+        if hidden := TAGS.sub("", text):
+            self._hidden(hidden)
         outcome = self._moderator.review(text)
         if not outcome.decisions:
             return text
@@ -141,6 +146,13 @@ class _Review:
         elif outcome.text != text:
             self.changed = True
         return outcome.text
+
+    def _hidden(self, text: str) -> None:
+        """Look through what is written in tag characters, which people do not see and models read."""
+        outcome = self._moderator.review(text.translate(UNTAGGED))
+        if outcome.decisions:
+            self.outcomes.append(outcome)
+            self.blocked |= {one.finding.kind for one in outcome.decisions if one.action != "flag"}
 
     def _together(self, parts: list[Any]) -> None:
         """Block what only shows when the parts of one message are put together, as the model reads them."""
