@@ -13,14 +13,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, func, inse
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
-from catena.core.errors import (
-    ConfigError,
-    EnvironmentProblem,
-    IntegrityError,
-    MissingExtra,
-    UsageError,
-    environment_problem,
-)
+from catena.core.errors import ConfigError, EnvironmentProblem, IntegrityError, MissingExtra, environment_problem
 from catena.core.types import ARTIFACT, Artifact, DatasetVersion, Run
 from catena.hub import commits, replacing
 from catena.hub.schema import artifacts, erased, names, run_inputs, runs, tag_moves
@@ -237,18 +230,9 @@ class Index:
         with self._read() as connection:
             return [NameRow(row.name, row.version, row.digest, _utc(row.created)) for row in connection.execute(query)]
 
-    def move_tag(self, name: str, tag: str, digest: str | None, by: str = "", *, before: str = "") -> None:
-        """Put a tag on an artifact, or take it away (None).
-
-        With `before` only where it stands on that: raises `UsageError` where somebody has moved it meanwhile.
-        """
+    def move_tag(self, name: str, tag: str, digest: str | None, by: str = "") -> None:
+        """Put a tag on an artifact, or take it away (None)."""
         with self._write() as connection:
-            if before:
-                self._alone(connection, name)
-                same = (tag_moves.c.name == name) & (tag_moves.c.tag == tag)
-                last = select(tag_moves.c.digest).where(same).order_by(tag_moves.c.id.desc()).limit(1)
-                if connection.execute(last).scalar() != before:
-                    raise UsageError(f"the tag {name}@{tag} has been moved meanwhile", hint=f"catena log {name}")
             connection.execute(insert(tag_moves).values(name=name, tag=tag, digest=digest, moved=now(), by=by))
 
     def tag_history(self, name: str | None = None) -> list[TagMove]:

@@ -35,6 +35,7 @@ from catena.serve.embeddings import Classify, Embeddings
 from catena.serve.endpoint import Counters, Endpoint
 from catena.serve.errors import answer_to, http_exception, unexpected
 from catena.serve.hosts import LoopbackHosts
+from catena.serve.middleware.auth import Auth
 from catena.serve.middleware.exchange import principal_of
 from catena.serve.models import Models
 from catena.serve.openapi import document, page
@@ -76,7 +77,7 @@ def build_app(
     settings = config or ServeConfig()
     served, counters = Models(models, fingerprints or {}), Counters()
     endpoints = {path: kind(served, settings, counters) for path, kind in ENDPOINTS.items()}
-    created = int(time.time())
+    created, secured = int(time.time()), any(one.cls is Auth for one in middleware)
 
     async def list_models(request: Request) -> Response:
         asker = principal_of(request.scope)
@@ -99,7 +100,7 @@ def build_app(
         return PlainTextResponse(metrics.render(models, counters), media_type=metrics.CONTENT_TYPE)
 
     async def show_document(request: Request) -> Response:
-        return JSONResponse(document(ENDPOINTS, PAGES, served.names()))
+        return JSONResponse(document(ENDPOINTS, PAGES, served.names(), secured=secured))
 
     async def show_page(request: Request) -> Response:
         return HTMLResponse(page(document(ENDPOINTS, PAGES, served.names())))

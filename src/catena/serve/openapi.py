@@ -39,10 +39,13 @@ def document(
     pages: Mapping[str, str],
     models: Sequence[str],
     others: Iterable[BaseRoute] = (),
+    *,
+    secured: bool = False,
 ) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document: POST `endpoints`, GET `pages` (path to what they tell), names of `models`.
 
-    Of `others` it says path, method, and what their functions say of themselves; of each, who may use it.
+    Of `others` it says path, method, and what their functions say of themselves; of each, who may use it, where keys
+    are asked for (`secured`).
     """
     schemas: dict[str, Any] = {"Error": ERROR}
     paths: dict[str, Any] = {}
@@ -56,14 +59,14 @@ def document(
         if isinstance(route, Route) and route.path not in paths:
             plain = route.path.replace(":path}", "}")
             paths[plain] = {**paths.get(plain, {}), **_operations(route, plain)}
-    _tell_rules(paths)
+    _tell_rules(paths, secured)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Catena", "version": VERSION, "description": "Models behind the OpenAI HTTP form."},
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "ctn_... or a token"}},
+            **({"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if secured else {}),
         },
     }
 
@@ -89,13 +92,14 @@ def _operations(route: Route, path: str) -> dict[str, Any]:
     return {method.lower(): dict(told) for method in sorted((route.methods or set()) - {"HEAD"})}
 
 
-def _tell_rules(paths: Mapping[str, dict[str, Any]]) -> None:
+def _tell_rules(paths: Mapping[str, dict[str, Any]], secured: bool) -> None:
     rules = Rules()
     for path, operations in paths.items():
         for method, operation in operations.items():
             action = rules.action(method.upper(), path.replace("{", "").replace("}", ""))
             operation[ACTION] = action
-            operation["security"] = [] if action == "public" else [{"key": []}]
+            if secured and action != "public":
+                operation["security"] = [{"key": []}]
 
 
 def _operation(endpoint: type[Endpoint[Any]], name: str) -> dict[str, Any]:

@@ -157,7 +157,7 @@ SMUGGLED = [
     b'{"model":"m","messages":[{"role":"user","content":"you \\u0066\\u0075\\u0063\\u006b"}]}',
     b'{"model":"m","messages":[{"role":"user","content":"hello","content":"you fuck"}]}',
     b'{"model":"m","messages":[],"messages":[{"role":"user","content":"you fuck"}]}',
-    b'{"model":"m","messages":[{"role":"user","content":"hi"},{"role":"tool","tool_call_id":"1","content":"you fuck"}]}',
+    b'{"model":"m","messages":[{"role":"tool","tool_call_id":"1","content":"you fuck"}]}',
     b'{"model":"m","messages":[{"role":"user","content":"hello"}],"stop":["you fuck"]}',
     b'{"model":"m","messages":[{"role":"user","content":"hello","name":"you fuck"}]}',
     b'{"model":"m","messages":[{"role":"user","content":"hello"}],"you fuck":1}',

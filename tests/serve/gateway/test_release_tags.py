@@ -120,7 +120,7 @@ def test_a_gateway_that_ended_in_the_middle_of_a_promotion(
     told = orjson.loads(kept.read_bytes())
     move = {"name": "helper", "tag": "production", "before": old, "after": new}
     kept.write_bytes(orjson.dumps(told | {"moving": {"m": {"release": "r", "move": move}}}))
-    store.index.move_tag("helper", "production", new, "local", before=old)
+    store.index.move_tag("helper", "production", new, "local")
     again = begun(start, store)
     assert served(again) == new[:12]
     assert [change["act"] for change in again.get("/admin/releases").json()["changes"]] == ["start", "promote"]

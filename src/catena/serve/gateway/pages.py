@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from catena.serve.middleware.auth import Auth
 from catena.serve.middleware.feedback import Feedback
 from catena.serve.middleware.keys import KeyDesk
 from catena.serve.openapi import document, page
@@ -48,7 +49,8 @@ class Pages:
     """The two routes."""
 
     def __init__(self, names: Callable[[], Sequence[str]], middleware: Iterable[Middleware]) -> None:
-        self._names = names
+        self._names, middleware = names, list(middleware)
+        self._secured = any(one.cls is Auth for one in middleware)
         self._front = [IN_FRONT[kind] for one in middleware for kind in IN_FRONT if one.cls is kind]
         self.routes: list[BaseRoute] = [Route("/openapi.json", self._document), Route("/docs", self._page)]
         self.others: Sequence[BaseRoute] = ()
@@ -66,7 +68,7 @@ class Pages:
                 for path, rule in RULES.items()
                 if (path == start or path.startswith(f"{start}/")) and isinstance(rule, Mapping)
             ]
-        made = document(ENDPOINTS, TOLD, self._names(), others)
+        made = document(ENDPOINTS, TOLD, self._names(), others, secured=self._secured)
         for path, operations in made["paths"].items():
             for operation in operations.values() if path in SAID else ():
                 operation["summary"] = SAID[path]

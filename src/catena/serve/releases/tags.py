@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from catena.core.errors import CatenaError
+from sqlalchemy import func, insert, select
+
+from catena.core.errors import UsageError
 from catena.core.types import ModelVersion
+from catena.hub.index import now
+from catena.hub.schema import tag_moves
 from catena.hub.store import Store
 
 
@@ -39,16 +43,31 @@ class Tags:
 
     def go(self, move: Move, by: str) -> None:
         """Put the tag on the candidate. Raises `UsageError` where it stands on something else by now."""
-        self._store.index.move_tag(move.name, move.tag, move.after, by, before=move.before)
+        self._put(move, move.after, move.before, by)
 
     def back(self, move: Move, by: str) -> bool:
         """Put it back; tells whether it was where the promotion had put it."""
         try:
-            self._store.index.move_tag(move.name, move.tag, move.before, by, before=move.after)
-        except CatenaError:
+            self._put(move, move.before, move.after, by)
+        except UsageError:
             return False
         return True
 
     def went(self, move: Move) -> bool:
         """Tell whether a move was made."""
         return self._store.index.tags(move.name).get((move.name, move.tag)) == move.after
+
+    def _put(self, move: Move, to: str, before: str, by: str) -> None:
+        """Move the tag if it stands where it should, in one transaction: two who try cannot both succeed."""
+        index = self._store.index
+        same = (tag_moves.c.name == move.name) & (tag_moves.c.tag == move.tag)
+        last = select(tag_moves.c.digest).where(same).order_by(tag_moves.c.id.desc()).limit(1)
+        with index.translated(), index.engine.begin() as connection:
+            if index.engine.dialect.name == "postgresql":  # SQLite has one writer at a time already
+                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(move.name))))
+            if connection.execute(last).scalar() != before:
+                where = f"{move.name}@{move.tag}"
+                raise UsageError(
+                    f"the tag {where} has been moved meanwhile", hint=f"`catena log {move.name}` shows it."
+                )
+            connection.execute(insert(tag_moves).values(name=move.name, tag=move.tag, digest=to, moved=now(), by=by))
