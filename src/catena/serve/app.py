@@ -35,7 +35,7 @@ from catena.serve.embeddings import Classify, Embeddings
 from catena.serve.endpoint import Counters, Endpoint
 from catena.serve.errors import answer_to, http_exception, unexpected
 from catena.serve.hosts import LoopbackHosts
-from catena.serve.middleware.auth import Auth
+from catena.serve.middleware.auth import asks_for_keys
 from catena.serve.middleware.exchange import principal_of
 from catena.serve.models import Models
 from catena.serve.openapi import document, page
@@ -77,7 +77,7 @@ def build_app(
     settings = config or ServeConfig()
     served, counters = Models(models, fingerprints or {}), Counters()
     endpoints = {path: kind(served, settings, counters) for path, kind in ENDPOINTS.items()}
-    created, secured = int(time.time()), any(one.cls is Auth for one in middleware)
+    created, secured = int(time.time()), asks_for_keys(middleware)
 
     async def list_models(request: Request) -> Response:
         asker = principal_of(request.scope)

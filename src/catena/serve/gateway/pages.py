@@ -5,7 +5,7 @@ What stands in front of the routes (keys, feedback) has its paths in the table o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from catena.serve.middleware.auth import Auth
+from catena.serve.middleware.auth import asks_for_keys
 from catena.serve.middleware.feedback import Feedback
 from catena.serve.middleware.keys import KeyDesk
 from catena.serve.openapi import document, page
@@ -48,9 +48,9 @@ IN_FRONT: Mapping[Any, str] = {KeyDesk: "/admin/keys", Feedback: "/v1/feedback"}
 class Pages:
     """The two routes."""
 
-    def __init__(self, names: Callable[[], Sequence[str]], middleware: Iterable[Middleware]) -> None:
-        self._names, middleware = names, list(middleware)
-        self._secured = any(one.cls is Auth for one in middleware)
+    def __init__(self, names: Callable[[], Sequence[str]], middleware: Sequence[Middleware]) -> None:
+        self._names = names
+        self._secured = asks_for_keys(middleware)
         self._front = [IN_FRONT[kind] for one in middleware for kind in IN_FRONT if one.cls is kind]
         self.routes: list[BaseRoute] = [Route("/openapi.json", self._document), Route("/docs", self._page)]
         self.others: Sequence[BaseRoute] = ()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -100,3 +104,9 @@ def _refusal(error: CatenaError) -> Response:
         realm = b'Bearer realm="catena"' + (b"" if error.message == NO_CREDENTIAL else b', error="invalid_token"')
         response.raw_headers.append((b"www-authenticate", realm))
     return response
+
+
+def asks_for_keys(middleware: Iterable[Middleware]) -> bool:
+    """Tell whether `Auth` is among what stands before the routes."""
+    kinds: list[Any] = [one.cls for one in middleware]
+    return Auth in kinds
