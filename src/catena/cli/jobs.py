@@ -62,7 +62,9 @@ def show_all(
         return
     rows = [(one.id, one.status, one.endpoint, _done(one), _time(one.created_at)) for one in found]
     columns = ("id", "status", "endpoint", "done", "created")
-    session.out.table(columns, rows, empty="there are no jobs; give one with: catena jobs submit FILE")
+    session.out.table(
+        columns, rows, empty="there are no jobs of this key (CATENA_KEY); give one with: catena jobs submit FILE"
+    )
 
 
 def show(context: typer.Context, job: Job, gateway: Gateway = HERE) -> None:

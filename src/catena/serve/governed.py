@@ -28,6 +28,7 @@ from catena.serve.config import ServeConfig
 from catena.serve.hosts import is_loopback
 from catena.serve.middleware.audit import Audit
 from catena.serve.middleware.auth import Auth
+from catena.serve.middleware.desk import WorkspaceDesk
 from catena.serve.middleware.feedback import Feedback
 from catena.serve.middleware.keys import KeyDesk
 from catena.serve.middleware.moderation import Moderation
@@ -50,6 +51,7 @@ def governed(store: Store, config: GovernConfig, serve: ServeConfig) -> Iterator
             made.append(Middleware(Auth, access=access, config=serve))
             log_ = log if config.audit.on else None
             made.append(Middleware(KeyDesk, keys=Keys(store.index), access=access, config=serve, log=log_))
+            made.append(Middleware(WorkspaceDesk, store=store, log=log_, config=config.audit))
         moderator = None
         if config.moderation.on:
             moderator = stack.enter_context(Moderator(config.moderation, _filter(store, config)))

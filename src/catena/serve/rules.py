@@ -40,6 +40,8 @@ RULES: Mapping[str, Rule] = {
     "/ready": "public",
     "/admin/keys": {"GET": "keys", "POST": "keys"},
     "/admin/keys/{id}": {"GET": "keys", "POST": "keys"},
+    "/admin/audit": {"GET": "audit"},
+    "/admin/lineage/{ref:path}": {"GET": "data"},
     "/admin/releases": "releases",
     "/admin/releases/{model:path}": "releases",
     "/metrics": "metrics",

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from catena.serve.middleware.auth import asks_for_keys
+from catena.serve.middleware.desk import WorkspaceDesk
 from catena.serve.middleware.feedback import Feedback
 from catena.serve.middleware.keys import KeyDesk
 from catena.serve.openapi import document, page
@@ -37,12 +38,18 @@ SAID: Mapping[str, str] = {
     "/v1/batches/{id}/cancel": "Stop a batch.",
     "/v1/responses/{id}": "A response that was asked for in the background.",
     "/v1/responses/{id}/cancel": "Stop it.",
+    "/admin/audit": "A search in the audit.",
+    "/admin/lineage/{ref}": "What something was made from, and what was made of it.",
     "/admin/keys": "API keys.",
     "/admin/keys/{id}": "One key: show, revoke, rotate.",
     "/admin/releases": "Releases that are under way, and the change log.",
     "/admin/releases/{model}": "One release: how it stands, promote, rollback, feedback.",
 }
-IN_FRONT: Mapping[Any, str] = {KeyDesk: "/admin/keys", Feedback: "/v1/feedback"}
+IN_FRONT: Mapping[Any, tuple[str, ...]] = {
+    KeyDesk: ("/admin/keys",),
+    WorkspaceDesk: ("/admin/audit", "/admin/lineage"),
+    Feedback: ("/v1/feedback",),
+}
 
 
 class Pages:
@@ -51,7 +58,7 @@ class Pages:
     def __init__(self, names: Callable[[], Sequence[str]], middleware: Sequence[Middleware]) -> None:
         self._names = names
         self._secured = asks_for_keys(middleware)
-        self._front = [IN_FRONT[kind] for one in middleware for kind in IN_FRONT if one.cls is kind]
+        self._front = [start for one in middleware for start in IN_FRONT.get(one.cls, ())]
         self.routes: list[BaseRoute] = [Route("/openapi.json", self._document), Route("/docs", self._page)]
         self.others: Sequence[BaseRoute] = ()
         """All routes of the gateway."""
