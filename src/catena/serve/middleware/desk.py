@@ -90,8 +90,8 @@ def _known_only(asked: Mapping[str, str], known: tuple[str, ...]) -> None:
 
 
 def _query(asked: Mapping[str, str]) -> Query:
-    times = {name: _time(name, asked[name]) for name in TIMES if asked.get(name)}
-    return Query(**{name: asked.get(name, "") for name in WORDS}, **times)
+    found: dict[str, Any] = {name: asked.get(name, "") for name in WORDS}
+    return Query(**found | {name: _time(name, asked[name]) for name in TIMES if asked.get(name)})
 
 
 def _time(name: str, text: str) -> datetime:
