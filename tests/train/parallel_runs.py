@@ -28,6 +28,7 @@ from catena.train.parallel.contract import ProcessLost
 from catena.train.parallel.make import make_strategy
 from catena.train.parallel.settings import ParallelConfig
 from catena.train.parallel.strategy import WorkerDone
+from catena.train.precision import prepare
 from catena.train.settings import TrainConfig
 from tests.train.team import LIMIT_S, become, work_together
 
@@ -50,6 +51,8 @@ class Case:
     steps: int = STEPS
     optimizer: str = "adamw"
     rate: float = 1e-2
+    again: bool = False
+    """Gradient checkpointing."""
 
     @property
     def reference(self) -> str:
@@ -67,7 +70,7 @@ EXACT = {
     "zero2": Case(2, {"data": "zero2"}),
     "zero2 on 4, untied": Case(4, {"data": "zero2"}, tied=False),
     "zero3": Case(2, {"data": "zero3"}),
-    "zero3 on 4": Case(4, {"data": "zero3"}),
+    "zero3 on 4, computed again": Case(4, {"data": "zero3"}, again=True),
     "tensor": Case(2, {"tensor": 2}),
     "pipeline": Case(2, {"pipeline": 2}),
     "pipeline, packed": Case(2, {"pipeline": 2}, packed=True),
@@ -76,9 +79,17 @@ EXACT = {
     "context, packed": Case(2, {"context": 2}, packed=True),
     "ddp with tensor": Case(4, {"tensor": 2}),
     "zero3 with tensor, the first layer frozen": Case(4, {"data": "zero3", "tensor": 2}, frozen=True),
+    "zero1 with tensor": Case(4, {"data": "zero1", "tensor": 2}),
+    "zero2 with tensor, untied": Case(4, {"data": "zero2", "tensor": 2}, tied=False),
     "ddp with pipeline": Case(4, {"pipeline": 2}),
+    "zero1 with pipeline": Case(4, {"data": "zero1", "pipeline": 2}),
     "ddp with context": Case(4, {"context": 2}),
-    "tensor with pipeline": Case(4, {"pipeline": 2, "tensor": 2}),
+    "zero1 with context": Case(4, {"data": "zero1", "context": 2}),
+    "zero2 with context, packed": Case(4, {"data": "zero2", "context": 2}, packed=True),
+    "zero3 with context": Case(4, {"data": "zero3", "context": 2}),
+    "tensor with pipeline, computed again": Case(4, {"pipeline": 2, "tensor": 2}, again=True),
+    "tensor with context": Case(4, {"context": 2, "tensor": 2}),
+    "context with pipeline": Case(4, {"pipeline": 2, "context": 2}),
 }
 SMALL = {
     "float16": Case(2, {"compression": "float16"}, rate=2e-3),
@@ -129,6 +140,7 @@ def config_of(case: Case) -> TrainConfig:
         clip=0.5,
         checkpoint_seconds=0,
         log_every=1,
+        gradient_checkpointing=case.again,
         parallel=ParallelConfig(patience_s=LIMIT_S, **case.parallel),
     )
 
@@ -146,6 +158,7 @@ def run(case: Case) -> dict[str, Any] | None:
     strategy = make_strategy(config, torch.device("cpu"))
     whole = untrained(case)
     model = strategy.place(whole)
+    prepare(model, config, torch.device("cpu"), case.steps)
     optimizer = strategy.optimizer(model)
     given = batches(case.steps, case.packed)
     losses, norms = [], []
@@ -205,7 +218,7 @@ def work(process: int, folder: Path) -> None:
     for name, case in CASES.items():
         if process == 0 and case.reference not in references:
             become(0, 1, "alone")
-            references[case.reference] = run(replace(case, world=1, parallel={}))
+            references[case.reference] = run(replace(case, world=1, parallel={}, again=False))
         if enter(case.world, name):
             done = run(case)
             if done is not None:

@@ -71,6 +71,24 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[torch.Tensor]:
     return weights(model)
 
 
+def test_computing_again_keeps_less_and_changes_nothing(recorded: MakeContext, undisturbed: list[torch.Tensor]) -> None:
+    kept: list[int] = []
+
+    def note(held: torch.Tensor) -> torch.Tensor:
+        kept[-1] += held.numel()
+        return held
+
+    for again in (False, True):
+        kept.append(0)
+        model = build("llama-nano", 70, 0)
+        config = CONFIG.model_copy(update={"gradient_checkpointing": again})
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda held: held):
+            train(recorded(f"again-{again}").context, model, make_plan(), config)
+        assert same(weights(model), undisturbed)
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    assert kept[1] < kept[0] / 2
+
+
 class Died(Exception):
     pass
 

@@ -16,6 +16,8 @@ from catena.models import checkpoint
 from catena.models.families import FAMILIES, Words
 from catena.models.presets import build, preset, presets
 from catena.models.tokenizer import train_tokenizer
+from catena.train.parallel.contract import sizes_of
+from catena.train.parallel.settings import ParallelConfig
 from catena.train.planner import Layout, PlanConfig, Planning, estimate, layouts, plan, plan_training
 from catena.train.planner_shape import shape_of, shape_of_settings
 from tests.train.conftest import Recorded
@@ -140,6 +142,16 @@ def test_layouts_divide_gpus_heads_layers_and_batch() -> None:
     assert {item.tensor for item in found} == {1, 2, 4}  # 3 does not divide 8 key heads
     assert {item.pipeline for item in found} == {1, 2, 4}  # of 28 layers
     assert not {item.context for item in found} & {3, 6}
+
+
+@pytest.mark.parametrize("model", ["llama-1b", "llama-8b", "llama-70b"])
+def test_whatever_is_told_can_be_trained_so(model: str) -> None:
+    shape = shape_of(model)
+    for gpus in (8, 64):
+        for layout in layouts(shape, PlanConfig(gpus=gpus)):
+            sizes = {name: getattr(layout, name) for name in ("data", "tensor", "pipeline", "context")}
+            assert sizes_of(ParallelConfig(**sizes), gpus)[1] == layout.replicas
+            assert layout.data == "ddp" or layout.replicas > 1
 
 
 def test_unknown_models_and_values_are_refused(tmp_path: Path) -> None:

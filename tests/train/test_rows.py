@@ -13,11 +13,13 @@ from catena.core.types import DatasetVersion, ModelVersion
 from catena.hub import datasets
 from catena.hub.store import Store
 from catena.train.classify import ClassifyConfig, classify
+from catena.train.masked import MaskedConfig, masked
 from catena.train.pretrain import PretrainConfig, pretrain
+from catena.train.seq2seq import Seq2SeqConfig, seq2seq
 from catena.train.sft import SftConfig, sft
 from catena.train.tokenizer import TokenizerConfig, tokenizer
 from catena.workspace import ModelHandle, Workspace
-from tests.train.conftest import Recorded, conversation
+from tests.train.conftest import Recorded, conversation, document
 
 MakeContext = Callable[[str], Recorded]
 
@@ -93,3 +95,35 @@ def test_a_role_and_a_key_that_are_nearly_right_are_told(store: Store, base: Mod
         with pytest.raises(DataError, match="the role 'asistant' in the sample") as caught:
             handle.train(rows)
         assert caught.value.hint == "Did you mean 'assistant'? Roles are system, user, assistant."
+
+
+def undivided(store: Store, shape: Any, rows: list[dict[str, Any]]) -> DatasetVersion:
+    """A dataset as `catena data commit` leaves it: none of its rows has a split."""
+    with store.new_dataset(shape) as writer:
+        for number, data in enumerate(rows):
+            writer.add(Sample(id=f"u{number}", data=data))
+        return writer.commit()
+
+
+@pytest.mark.parametrize("split", ["train", "all"])
+def test_a_dataset_that_was_never_divided_is_trained_on_whole(
+    store: Store, recorded: MakeContext, base: ModelVersion, split: str
+) -> None:
+    talks = undivided(store, "conversation", [{"messages": conversation(number, 1)} for number in range(12)])
+    texts = undivided(store, "document", [{"text": document(number)} for number in range(12)])
+    pairs = undivided(store, "example", [{"input": document(n), "output": "yes" if n % 2 else "no"} for n in range(12)])
+    assert set(talks.splits) == {"all"}
+    words = tokenizer(recorded("words").context, TokenizerConfig(vocab_size=400, split=split), source=texts)
+    short: dict[str, Any] = {"split": split, "batch_size": 4, "warmup_steps": 1, "device": "cpu"}
+    made = recorded("sft")
+    sft(made.context, SftConfig(phases=[{"steps": 2}], **short), base=base, data=talks)
+    assert any(event.get("message", "").startswith("12 conversations") for event in made.events)
+    pretrain(recorded("more").context, PretrainConfig(steps=2, sequence_length=32, **short), base=base, data=texts)
+    classify(recorded("labels").context, ClassifyConfig(epochs=1, **short), base=base, data=pairs)
+    mask = MaskedConfig(preset="bert-nano", steps=2, sequence_length=32, **short)
+    masked(recorded("masked").context, mask, tokenizer=words, data=texts)
+    shape = Seq2SeqConfig(preset="t5-nano", steps=2, **short)
+    seq2seq(recorded("pairs").context, shape, tokenizer=words, data=pairs)
+    with pytest.raises(DataError, match="no samples in the split 'test'") as caught:
+        pretrain(recorded("none").context, PretrainConfig(split="test", sequence_length=32), base=base, data=texts)
+    assert caught.value.hint == "It holds: all (12). Set split to one of them, or divide it with data.split."

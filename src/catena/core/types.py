@@ -91,6 +91,10 @@ class ArtifactBase(Value):
         return digest_of(self.identity())
 
 
+UNDIVIDED = "all"
+"""The split of samples that belong to none."""
+
+
 class DatasetVersion(ArtifactBase):
     """An immutable set of samples, with splits, profile and licence."""
 

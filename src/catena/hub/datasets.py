@@ -32,7 +32,7 @@ import pyarrow as pa
 from catena.core.digest import sha256_of_file
 from catena.core.errors import IntegrityError
 from catena.core.sample import Sample
-from catena.core.types import DatasetVersion, File, Funnel, Shape, Split
+from catena.core.types import UNDIVIDED, DatasetVersion, File, Funnel, Shape, Split
 from catena.hub.deny import REASON as ERASED, DenyList, blank
 from catena.hub.fields import check_fields
 from catena.hub.files import sync_folder
@@ -142,7 +142,7 @@ class DatasetWriter:
             self.reject(sample, ERASED)
             return
         size = self._samples.add(to_row(sample))
-        count = self._splits.setdefault(sample.split or "all", [0, 0])
+        count = self._splits.setdefault(sample.split or UNDIVIDED, [0, 0])
         count[0] += 1
         count[1] += size
 
@@ -264,8 +264,10 @@ class Dataset:
         return self.version.rows
 
     def samples(self, split: str | None = None) -> Iterator[Sample]:
-        """Yield the samples (of one split) in their stored order."""
+        """Yield the samples (of one split) in their stored order; those of no split are the split 'all'."""
         condition = None if split is None else f"_split = {_quoted(split)}"
+        if split == UNDIVIDED:
+            condition = f"({condition} OR _split IS NULL)"
         for row in self._rows(SAMPLES, condition):
             yield to_sample(row)
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from catena.core.types import DatasetVersion, File, Split
+from catena.core.types import UNDIVIDED, DatasetVersion, File, Split
 from catena.hub.datasets import BATCH_ROWS, REJECTS, SAMPLES, Dataset, file_of
 from catena.hub.rows import HASH, content_digest, encode, stored_schema, to_batch, to_sample
 from catena.hub.store import Store
@@ -120,7 +120,7 @@ class _Revision:
             yield to_batch(buffer, schema)
 
     def _count(self, row: dict[str, Any], sign: int, size: int) -> None:
-        count = self.splits.setdefault(row["_split"] or "all", [0, 0])
+        count = self.splits.setdefault(row["_split"] or UNDIVIDED, [0, 0])
         count[0] += sign
         count[1] += sign * size
 

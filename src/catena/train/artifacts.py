@@ -9,7 +9,7 @@ from catena.core.digest import digest_of
 from catena.core.errors import DataError, UsageError
 from catena.core.sample import Sample
 from catena.core.stage import Context
-from catena.core.types import ArtifactBase, DatasetVersion, ModelVersion, Shape
+from catena.core.types import UNDIVIDED, ArtifactBase, DatasetVersion, ModelVersion, Shape
 from catena.hub.fields import check_fields, near
 from catena.models.adapters import AdapterConfig
 
@@ -17,29 +17,36 @@ if TYPE_CHECKING:
     from catena.train.encode import Encoding
     from catena.train.tokens import Tokens
 
-HOW = ("parallel", "micro_batch_size", "checkpoint_seconds", "checkpoint_keep")
+HOW = ("parallel", "micro_batch_size", "gradient_checkpointing", "checkpoint_seconds", "checkpoint_keep")
 """Fields of a training's config that change how it is done, and nothing that it does."""
 UNKNOWN = "unknown_tokens"
 """Count of tokens of a text that stand for a character which the vocabulary lacks."""
 
 
+def split_of(data: DatasetVersion, split: str) -> str:
+    """Return the split that is meant: `train` of a dataset that was never divided is all of it."""
+    return UNDIVIDED if split == "train" and set(data.splits) == {UNDIVIDED} else split
+
+
 def check_split(data: DatasetVersion, split: str, shape: Shape) -> int:
-    """Return how many samples a split has.
+    """Return how many samples a split has; of an undivided dataset, `train` is all of it.
 
     Raises `UsageError` for a dataset of another shape and `DataError` where the split holds nothing.
     """
     if data.shape != shape:
         raise UsageError(f"this needs a dataset of the shape {shape!r}; {data.digest[:12]} has {data.shape!r}")
-    if split in data.splits and data.splits[split].rows:
-        return data.splits[split].rows
+    meant = split_of(data, split)
+    if meant in data.splits and data.splits[meant].rows:
+        return data.splits[meant].rows
     present = ", ".join(f"{name} ({facts.rows})" for name, facts in data.splits.items()) or "nothing"
-    raise DataError(f"the dataset has no samples in the split {split!r}", hint=f"It holds: {present}.")
+    hint = f"It holds: {present}. Set split to one of them, or divide it with data.split."
+    raise DataError(f"the dataset has no samples in the split {split!r}", hint=hint)
 
 
 def read_split(ctx: Context, data: DatasetVersion, split: str, shape: Shape) -> list[Sample]:
     """Return the samples of one split, in order; raises as `check_split` does."""
     check_split(data, split, shape)
-    return [checked(shape, sample) for sample in ctx.store.open_dataset(data).samples(split)]
+    return [checked(shape, sample) for sample in ctx.store.open_dataset(data).samples(split_of(data, split))]
 
 
 def checked(shape: Shape, sample: Sample) -> Sample:
@@ -65,7 +72,7 @@ def encode_split(ctx: Context, role: str, data: DatasetVersion, split: str, *, p
 
     count = check_split(data, split, plan.shape)
     field = {"document": "text", "conversation": "messages"}[plan.shape]
-    samples = ctx.store.open_dataset(data).samples(split)
+    samples = ctx.store.open_dataset(data).samples(split_of(data, split))
     items = (checked(plan.shape, sample).data[field] for sample in samples)
     tokens = token_shards(ctx, role, plan, words, items, (digest_of([data.digest, split]), count))
     for reason, number in tokens.counts.items():

@@ -17,8 +17,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from catena.core.config import Config, parse
+from catena.core.errors import ConfigError
 from catena.core.stage import Context, stage
 from catena.core.types import ModelVersion, Report, Score
+from catena.train.parallel.contract import sizes_of
+from catena.train.parallel.settings import ParallelConfig
 from catena.train.planner_shape import Shape, shape_of, shape_of_settings
 
 Sharing = Literal["ddp", "zero1", "zero2", "zero3"]
@@ -202,10 +205,19 @@ def layouts(shape: Shape, config: PlanConfig) -> Iterator[Layout]:
                 replicas = config.gpus // tensor // pipeline // context
                 if config.sequence_length % context or config.batch_size % replicas:
                     continue
-                for data in ("ddp",) if replicas * context == 1 else SHARINGS:
-                    if pipeline > 1 and data in ("zero2", "zero3"):
-                        continue  # each micro-batch of a pipeline would gather or send all of its stage again
-                    yield Layout(data, replicas, tensor, pipeline, context)
+                for data in ("ddp",) if replicas == 1 else SHARINGS:
+                    if _offered(data, replicas, tensor, pipeline, context):
+                        yield Layout(data, replicas, tensor, pipeline, context)
+
+
+def _offered(data: Sharing, replicas: int, tensor: int, pipeline: int, context: int) -> bool:
+    """Whether the training does it: only plans that can be followed are told."""
+    shared = ParallelConfig(data=data, tensor=tensor, pipeline=pipeline, context=context)
+    try:
+        sizes_of(shared, replicas * tensor * pipeline * context)
+    except ConfigError:
+        return False
+    return True
 
 
 def _divisors(number: int) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from catena.core.errors import EnvironmentProblem, UsageError
+from catena.core.errors import ConfigError, EnvironmentProblem, UsageError
 from catena.core.stage import Context
 from catena.hub.files import write_atomically
 from catena.models.measure import fastest
@@ -88,7 +88,12 @@ def precision(config: TrainConfig, device: torch.device) -> AbstractContextManag
 
 
 def prepare(model: Any, config: TrainConfig, device: torch.device, steps: int) -> None:
-    """Set what depends on number format and device in a model that is in its place: TF32, float8, compiled layers."""
+    """Set what depends on number format, memory and device in a model that is in its place.
+
+    That is what is computed again, TF32, float8, compiled layers.
+    """
+    if config.gradient_checkpointing:
+        _keep_inputs_alone(model)
     if device.type != "cuda":
         if config.compile == "on":
             raise UsageError(
@@ -106,12 +111,24 @@ def prepare(model: Any, config: TrainConfig, device: torch.device, steps: int) -
             layer.compile()
 
 
+def _keep_inputs_alone(model: Any) -> None:
+    """Make layers compute again what the backward pass needs. Raises `ConfigError` where the model cannot."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ConfigError(
+            f"gradient checkpointing is not offered for {type(model).__name__}",
+            hint="Set gradient_checkpointing: false, and a smaller micro_batch_size.",
+        )
+    model.activation_checkpointing_enable({"use_reentrant": False})
+
+
 def finished(model: Any) -> None:
     """Turn what `prepare` changed in the layers back: the model is to be saved, or used as any other."""
     if isinstance(model, torch.nn.Module):
         from catena.train.float8 import without_float8
 
         without_float8(model)
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            model.activation_checkpointing_disable()  # type: ignore[operator]
 
 
 def _layers(model: Any) -> list[Any]:

@@ -21,10 +21,18 @@ LISTENING = "CATENA_LISTENING"
 NAMES = ("pipeline", "data", "context", "tensor")
 TESTED = (
     ("ddp", "tensor"),
+    ("zero1", "tensor"),
+    ("zero2", "tensor"),
     ("zero3", "tensor"),
     ("ddp", "pipeline"),
+    ("zero1", "pipeline"),
     ("ddp", "context"),
+    ("zero1", "context"),
+    ("zero2", "context"),
+    ("zero3", "context"),
     ("pipeline", "tensor"),
+    ("pipeline", "context"),
+    ("context", "tensor"),
 )
 """Pairs of ways to share that are known to equal one process."""
 
@@ -62,9 +70,16 @@ def sizes_of(config: ParallelConfig, world: int) -> tuple[int, int, int, int]:
     data = world // inner
     used: list[str] = [config.data] if data > 1 else []
     used += [name for name in NAMES if name != "data" and _given(config, name)]
-    if len(used) > 2 or (len(used) == 2 and tuple(sorted(used, key=_order)) not in TESTED):
+    pair = tuple(sorted(used, key=_order))
+    if pair in (("zero2", "pipeline"), ("zero3", "pipeline")):
         raise ConfigError(
-            f"{' with '.join(used)} is not offered: it has not been shown to equal one process",
+            f"{' with '.join(pair)} is not offered: each piece in the pipeline would share its stage's weights or "
+            "gradients again",
+            hint="Use zero1 with pipeline: it sends as little as ddp and shares the optimizer's state.",
+        )
+    if len(pair) > 2 or (len(pair) == 2 and pair not in TESTED):
+        raise ConfigError(
+            f"{' with '.join(pair)} is not offered: it has not been shown to equal one process",
             hint="These are: " + "; ".join(" with ".join(pair) for pair in TESTED) + ".",
         )
     if config.compression != "none" and used and used != [config.data]:

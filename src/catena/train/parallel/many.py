@@ -85,12 +85,12 @@ class Many(Strategy):
         if mesh.tensor.size > 1:
             self.shared = share_matrices(model, mesh.tensor, self.wire)
         if mesh.pipeline.size > 1:
-            self.stage = Stage(model, mesh.pipeline, self.wire)
+            self.stage = Stage(model, mesh.pipeline, self.wire, mesh.context.size)
         if mesh.context.size > 1:
             self.sequences = SharedSequences(model, mesh.context, self.wire)
         model = model.to(self.device).train()
         if self.kind == "zero3":
-            self.sharded = Sharded(model, mesh.devices["data"], self.wire)
+            self.sharded = Sharded(model, mesh.alike, self.wire)
         self.owners = Owners(model, mesh.replicas, self.wire)
         if self.kind == "zero2":
             self.early = EarlyReduction(self.owners, self.reduction)

@@ -49,7 +49,8 @@ class Mesh:
     tensor: Axis
     replicas: Axis
     """Data and context together: those who hold the same weights and each have a part of their gradient."""
-    devices: DeviceMesh
+    alike: DeviceMesh
+    """torch's mesh of the replicas (of data alone where no context is shared), over which ZeRO-3 shares weights."""
 
 
 def join(config: ParallelConfig, device: torch.device) -> Mesh:
@@ -62,11 +63,11 @@ def join(config: ParallelConfig, device: torch.device) -> Mesh:
         rendezvous.begin("nccl" if device.type == "cuda" else "gloo", config.patience_s)
     devices = init_device_mesh(device.type, sizes, mesh_dim_names=NAMES)
     pipeline, data, context, tensor = (_axis(devices[name], name) for name in NAMES)
+    alike, replicas = devices["data"], data if data.size > 1 else context
     if data.size > 1 and context.size > 1:
-        replicas = _axis(devices["data", "context"]._flatten("replicas"), "replicas")
-    else:
-        replicas = data if data.size > 1 else context
-    return Mesh(rank, world, pipeline, data, context, tensor, replicas, devices)
+        alike = devices["data", "context"]._flatten("replicas")
+        replicas = _axis(alike, "replicas")
+    return Mesh(rank, world, pipeline, data, context, tensor, replicas, alike)
 
 
 def _axis(mesh: DeviceMesh, name: str) -> Axis:

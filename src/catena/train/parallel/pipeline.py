@@ -42,12 +42,13 @@ class _Answered(Exception):
 
 
 class Stage:
-    """One process's layers. Making it cuts the model."""
+    """One process's layers. Making it cuts the model; of each sequence it sees one of `shares` parts."""
 
-    def __init__(self, model: Any, axis: Axis, wire: Wire) -> None:
+    def __init__(self, model: Any, axis: Axis, wire: Wire, shares: int = 1) -> None:
         self.axis, self.wire, self.model = axis, wire, model
         self.first, self.last = axis.at == 0, axis.at == axis.size - 1
         self.width: int = model.config.hidden_size
+        self._shares = shares
         self.tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
         self._fed: Tensor | None = None
         self._begin = _cut(model, axis, self.tied)
@@ -144,7 +145,8 @@ class Stage:
                 transfers.append(self._sent(send_before, before))
             if receive_before is not None:
                 device = next(self.model.parameters()).device
-                came = torch.empty(*receive_before.inputs.shape, self.width, device=device)
+                rows, length = receive_before.inputs.shape
+                came = torch.empty(rows, -(-length // self._shares), self.width, device=device)
                 transfers.append(dist.P2POp(dist.irecv, came, before, self.axis.group))
         if not self.last:
             after = self.axis.ranks[self.axis.at + 1]
