@@ -1,17 +1,21 @@
-"""Replicas are killed under load: what becomes of the requests.
+"""Replicas are killed, Redis and PostgreSQL stopped and started under load: what becomes of the requests.
 
-    python benchmarks/chaos.py [--seconds 60] [--every 2] [--replicas 3] [--connections 16]
+    python benchmarks/chaos.py [--seconds 60] [--every 2] [--replicas 3] [--connections 16] [--only stores]
 
 Half of the requests are streams. A request is lost where it gets no first token; a stream that is cut after its first
 token is counted by itself, since nothing can be done about it. First replicas are only killed from outside; then one
 request in a hundred kills its replica as well. A kill from outside that hits a replica while a suspect is alone on it
 is taken for the deed of the suspect.
+
+Last, a governed gateway (keys in PostgreSQL, limits and cache in Redis, durable audit) has Redis and PostgreSQL taken
+away and given back in turn. Afterwards each answer must be in the audit once, with its request.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -21,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -89,6 +94,90 @@ async def run(url: str, gateway: Gateway, options: argparse.Namespace, killers: 
     return tally, kills
 
 
+def play_stores(options: argparse.Namespace) -> dict[str, object]:
+    """Run a governed gateway under load; take Redis and PostgreSQL away, one after the other and both."""
+    from tests.serve.gateway.postgres import postgres_running
+    from tests.serve.gateway.redis import redis_running
+
+    from catena.govern.audit.reading import Query, entries
+    from catena.govern.audit.verify import verify
+    from catena.govern.config import GovernConfig
+    from catena.govern.keys import Keys
+    from catena.hub.store import init_store
+    from catena.serve.governed import governed
+
+    govern = parse(GovernConfig, {"auth": {"on": True}, "audit": {"on": True}})
+    script = [str(REPLICA), "--obey", "--delay", "0.02", "--digest", "d"]
+    with tempfile.TemporaryDirectory() as folder, postgres_running() as postgres, redis_running() as redis:
+        store = init_store(Path(folder) / "workspace", index_url=postgres.url)
+        key = Keys(store.index).create("load", "developer")[0]
+        values = {
+            "models": {"m": {"script": script, "replicas": {"min": options.replicas, "max": options.replicas}}},
+            "limits": {"store": redis.url, "rules": [{"per": "key", "requests": "1000000/hour"}]},
+            "cache": {"store": redis.url},
+            "telemetry": {"gpus": False},
+        }
+        config = parse(DeployConfig, values)
+        with governed(store, govern, config.http) as middleware:
+            gateway = Gateway(
+                config, state=Path(folder) / "state", commands=lambda name, model: model.script, middleware=middleware
+            )
+            with background(gateway, beside=gateway.running(), grace_seconds=30) as url:
+                while len(gateway.pools["m"].ready()) < options.replicas:
+                    time.sleep(0.1)
+                tally, stops = asyncio.run(run_stores(url, options, key, (redis, postgres)))
+        told = [one for one in entries(store.root, govern.audit, Query(subject="load")) if "/chat/" in one["path"]]
+        requests = Counter(one["id"] for one in told if one["kind"] == "request")
+        answers = Counter(one["id"] for one in told if one["kind"] == "answer")
+        sound = verify(store.root, govern.audit, deep=True).sound
+        store.close()
+    return {
+        "stopped_and_started": stops,
+        "requests": dict(sorted(tally.items())),
+        "lost": sum(count for name, count in tally.items() if name.startswith("lost")),
+        "audit": {
+            "requests": len(requests),
+            "answers": len(answers),
+            "twice": sum(count > 1 for count in (*requests.values(), *answers.values())),
+            "without_answer": len(requests.keys() - answers.keys()),
+            "missing": tally["asked"] - len(requests),
+            "sound": sound,
+        },
+    }
+
+
+async def run_stores(
+    url: str, options: argparse.Namespace, key: str, servers: tuple[Any, Any]
+) -> tuple[Counter[str], dict[str, int]]:
+    """Load for so long, and take stores away meanwhile."""
+    tally: Counter[str] = Counter()
+    stops: Counter[str] = Counter()
+    until, numbers, pause = time.monotonic() + options.seconds, iter(range(10**9)), max(1.0, options.every)
+    head = {"authorization": f"Bearer {key}"}
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=120)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=head) as session:
+
+        async def client() -> None:
+            while time.monotonic() < until:
+                await one(session, url, next(numbers), tally, killers=False)
+
+        async def taker() -> None:
+            redis, postgres = servers
+            for gone in itertools.cycle(((redis,), (postgres,), (redis, postgres))):
+                if time.monotonic() > until - 4 * pause:
+                    return
+                await asyncio.sleep(pause)
+                for server in gone:
+                    await asyncio.to_thread(server.stop)
+                    stops[type(server).__name__] += 1
+                await asyncio.sleep(pause)
+                for server in gone:
+                    await asyncio.to_thread(server.start)
+
+        await asyncio.gather(taker(), *(client() for _ in range(options.connections)))
+    return tally, dict(stops)
+
+
 def main() -> None:
     """Run, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,14 +185,18 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=2)
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--only", choices=("replicas", "stores"), help="leave the other part as it was")
     options = parser.parse_args()
-    result = {
-        "seconds": options.seconds,
-        "replicas": options.replicas,
-        "connections": options.connections,
-        "killed_from_outside_only": play(options, killers=False),
-        "and_one_killer_in_a_hundred": play(options, killers=True),
-    }
+    result = json.loads(RESULT.read_text()) if options.only and RESULT.exists() else {}
+    how = {"seconds": options.seconds, "replicas": options.replicas, "connections": options.connections}
+    if options.only != "stores":
+        result |= {
+            **how,
+            "killed_from_outside_only": play(options, killers=False),
+            "and_one_killer_in_a_hundred": play(options, killers=True),
+        }
+    if options.only != "replicas":
+        result["redis_and_postgresql_away"] = {**how, **play_stores(options)}
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 

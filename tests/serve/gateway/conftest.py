@@ -61,9 +61,9 @@ class Running:
         """Ask for a stream, and return all of it."""
         return self.chat(prompt, model, stream=True, **more).text
 
-    def get(self, path: str) -> httpx.Response:
+    def get(self, path: str, headers: Any = None) -> httpx.Response:
         """Get a page."""
-        return self.client.get(self.url + path)
+        return self.client.get(self.url + path, headers=headers)
 
     def replicas(self, model: str = "m") -> list[dict[str, Any]]:
         """What each ready replica says that it has seen."""

@@ -69,6 +69,10 @@ class Rule:
         return 1 if self.what == "requests" else call.ask.prompt_tokens + call.ask.answer_tokens
 
 
+Taken = tuple[Rule, int, bool]
+"""What a request took of a rule, and whether it was counted in the shared store."""
+
+
 class Limits:
     """All rules, over one store."""
 
@@ -93,15 +97,16 @@ class Limits:
     @asynccontextmanager
     async def reserved(self, call: Call) -> AsyncIterator[None]:
         """Keep room for a request while it runs, and settle. Raises `RateLimited`."""
-        taken: list[tuple[Rule, int]] = []
+        taken: list[Taken] = []
         for rule in self.rules:
             if not rule.fits(call):
                 continue
             cost = rule.cost(call)
-            if not await self._hit(rule, call, cost):
+            room, shared = await self._hit(rule, call, cost)
+            if not room:
                 await self._settle(call, taken, served=False)
                 raise RateLimited(rule.what, told(rule.item), await self._reset(rule, call))
-            taken.append((rule, cost))
+            taken.append((rule, cost, shared))
         try:
             yield
         finally:
@@ -109,22 +114,41 @@ class Limits:
                 answered = call.status < 500 and call.status != 499
                 await self._settle(call, taken, served=answered or call.events > 0)
 
-    async def _settle(self, call: Call, taken: list[tuple[Rule, int]], *, served: bool) -> None:
-        """Give back what was not used; a request that nobody answered costs nothing."""
-        used = sum(call.tokens()) if served and not call.cached and call.status < 400 else 0
-        for rule, cost in taken:
-            real = (used if rule.what == "tokens" else 1) if served else 0
-            if real != cost:
-                await self._hit(rule, call, real - cost)
+    async def _settle(self, call: Call, taken: list[Taken], *, served: bool) -> None:
+        """Give back what was not used; a request that nobody answered costs nothing.
 
-    async def _hit(self, rule: Rule, call: Call, cost: int) -> bool:
-        if self._shared is not None and self._try_shared():
-            try:
-                return bool(await self._shared.hit(rule.item, *rule.names(call), cost=cost))
-            except Exception as error:  # noqa: BLE001  whatever the client of the store raises: it is away
-                self._lost(error)
+        What was counted in a store that has gone since stays counted there: it is not taken off what is counted here.
+        """
+        used = sum(call.tokens()) if served and not call.cached and call.status < 400 else 0
+        for rule, cost, shared in taken:
+            real = (used if rule.what == "tokens" else 1) if served else 0
+            if real == cost:
+                continue
+            if shared:
+                await self._hit_shared(rule, call, real - cost)
+            else:
+                self._hit_here(rule, call, real - cost)
+
+    async def _hit(self, rule: Rule, call: Call, cost: int) -> tuple[bool, bool]:
+        """Return whether there is room, and whether it was counted in the shared store."""
+        found = await self._hit_shared(rule, call, cost)
+        if found is not None:
+            return found, True
         if self._shared is not None and self.config.without_store == "refuse":
             raise EnvironmentProblem("the store of the limits is away", hint="Try again in a moment.")
+        return self._hit_here(rule, call, cost), False
+
+    async def _hit_shared(self, rule: Rule, call: Call, cost: int) -> bool | None:
+        """Count in the shared store; None where there is none, or it is away."""
+        if self._shared is None or not self._try_shared():
+            return None
+        try:
+            return bool(await self._shared.hit(rule.item, *rule.names(call), cost=cost))
+        except Exception as error:  # noqa: BLE001  whatever the client of the store raises: it is away
+            self._lost(error)
+            return None
+
+    def _hit_here(self, rule: Rule, call: Call, cost: int) -> bool:
         return self._local.hit((rule.number, *rule.names(call)), rule.item.amount, rule.seconds, cost, time.time())
 
     async def _reset(self, rule: Rule, call: Call) -> float:
