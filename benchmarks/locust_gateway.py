@@ -36,7 +36,7 @@ REPLICA = ROOT / "tests" / "serve" / "gateway" / "replica.py"
 DEPLOY: dict[str, Any] = {
     "port": 0,
     "models": {"m": {"script": [str(REPLICA), "--delay", "0.1", "--natural"]}},
-    "http": {"max_connections": 4000},
+    "http": {"max_connections": 4000, "keep_alive_s": 60},
     "limits": {"rules": [{"per": "key", "requests": "60/minute", "roles": ["user"]}]},
     "govern": {"auth": {"on": True}, "audit": {"on": True}, "moderation": {"on": True}},
     "telemetry": {"gpus": False},

@@ -69,6 +69,22 @@ def test_scrypt_is_asked_once_for_each_key(keys: Keys, access_of: Open, monkeypa
     assert len(asked) == 2
 
 
+def test_many_who_come_with_a_new_key_at_once_wait_for_one_check(
+    keys: Keys, access_of: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = keys.create("ada", "user")[0]
+    asked: list[str] = []
+    opens = module.opens
+    monkeypatch.setattr(module, "opens", lambda record, secret: (asked.append(secret), opens(record, secret))[1])
+    access = access_of()
+
+    async def all_at_once() -> list[Principal]:
+        return await asyncio.gather(*(access.identify(key) for _ in range(500)))
+
+    assert {one.subject for one in asyncio.run(all_at_once())} == {"ada"}
+    assert len(asked) == 1
+
+
 def test_secrets_are_compared_in_constant_time(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     record = keys.create("ada", "user")[1]
     compared = []
@@ -127,6 +143,16 @@ def test_the_watcher_looks_by_itself(keys: Keys, access_of: Open) -> None:
         return "still open"
 
     assert asyncio.run(refused()) == "revoked_api_key"
+
+
+def test_a_key_that_was_used_before_it_was_known_opens_from_the_next_look_on(keys: Keys, access_of: Open) -> None:
+    access = access_of()
+    key, record = keys.create("ada", "user")
+    assert refusal(access, key).http_status == 401
+    assert refusal(access, f"{key[:-2]}AA").http_status == 401
+    assert access.refresh()
+    assert identify(access, key).key == record.id
+    assert refusal(access, f"{key[:-2]}AA").http_status == 401
 
 
 def test_rotation_gives_a_new_key_and_the_old_one_a_time_of_grace(keys: Keys, access_of: Open) -> None:

@@ -73,6 +73,7 @@ class Access:
         self._secret = secrets.token_bytes(32)
         self._known: OrderedDict[bytes, str] = OrderedDict()
         self._wrong: OrderedDict[bytes, None] = OrderedDict()
+        self._checking: dict[bytes, asyncio.Future[Any]] = {}
         self._waiting = 0
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="catena-keys")
         self._ended = threading.Event()
@@ -110,6 +111,8 @@ class Access:
         found = {record.id: record for record in records}
         changed = found != self._records or self._loaded is None
         self._records, self._loaded = found, datetime.now(UTC)
+        if changed:
+            self._wrong = OrderedDict()  # what did not open an older record may open a newer one
         # The copy also tells when it was last true, so it is renewed now and then without a change.
         if changed or self._copy_is_old():
             self._write_snapshot()
@@ -185,7 +188,9 @@ class Access:
             return principal
         parts = keys.split(credential)
         record = None if parts is None else self._records.get(parts[0])
-        if parts is None or record is None or not await self._in_thread(keys.opens, record, parts[1]):
+        if parts is None or record is None:
+            raise _invalid()  # not remembered: it costs nothing to find out, and the key may have been made just now
+        if not await self._opens(digest, record, parts[1]):
             _remember(self._wrong, digest, None)
             raise _invalid()
         _remember(self._known, digest, record.id)
@@ -212,6 +217,14 @@ class Access:
         if state != "active":
             raise Denied(f"the API key {keys.PREFIX}_{id} is {state}", code=f"{state}_api_key")
         return record.principal()
+
+    async def _opens(self, digest: bytes, record: KeyRecord, secret: str) -> bool:
+        """Tell whether a secret opens a key; many who ask with the same one at once wait for one answer."""
+        checking = self._checking.get(digest)
+        if checking is None:
+            checking = self._checking[digest] = asyncio.ensure_future(self._in_thread(keys.opens, record, secret))
+            checking.add_done_callback(lambda _: self._checking.pop(digest, None))
+        return bool(await asyncio.shield(checking))
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         if self._waiting >= MOST_WAITING:

@@ -29,6 +29,9 @@ class ServeConfig(Config):
     seconds."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """Longest time for a request's body to arrive, in seconds."""
+    keep_alive_s: int = Field(default=5, ge=1, le=3600)
+    """So long a connection stays open between two requests, in seconds. A client that asks just when it closes must ask
+    again: more than clients pause makes that rare, and holds more connections."""
     send_timeout_s: float = Field(default=60.0, gt=0)
     """Longest time that a client may take no more of its answer, in seconds; then the connection is cut."""
     hosts: tuple[str, ...] = ()

@@ -169,6 +169,7 @@ def _config(app: ASGIApp, listener: socket.socket, grace_seconds: int, config: S
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=grace_seconds,
+        timeout_keep_alive=bounds.keep_alive_s,
     )
 
 
