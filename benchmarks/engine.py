@@ -38,15 +38,24 @@ HEADS = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
 THREADS = int(os.environ.get("BENCH_THREADS", "1"))
 CLOCK = os.environ.get("BENCH_CLOCK", "cpu")
 SHORT, LONG, STREAMS, ANSWER, TRIES = 32, 512, 16, 17, 1
-OURS = ("catena-bf16", "catena-int8", "catena-w8a8", "catena-int4", "catena-bf16-compiled", "catena-int4-compiled")
+OURS = (
+    "catena-bf16",
+    "catena-int8",
+    "catena-w8a8",
+    "catena-int4",
+    "catena-int4-a8",
+    "catena-bf16-compiled",
+    "catena-int4-compiled",
+)
 THEIRS = ("generate", "padded", "continuous")
 LLAMA = {"llama-bf16": "BF16", "llama-q8_0": "Q8_0", "llama-q4_0": "Q4_0"}
-# llama.cpp rounds the inputs of a layer to 8 bits as well; of ours only w8a8 does.
+# llama.cpp rounds the inputs of a layer to 8 bits as well; of ours only w8a8 and int4-a8 do.
 EQUAL_BITS = {
     "catena-bf16": "llama-bf16",
     "catena-int8": "llama-q8_0",
     "catena-w8a8": "llama-q8_0",
     "catena-int4": "llama-q4_0",
+    "catena-int4-a8": "llama-q4_0",
     "catena-bf16-compiled": "llama-bf16",
     "catena-int4-compiled": "llama-q4_0",
 }
@@ -171,7 +180,7 @@ def _prompts(count: int, length: int) -> list[list[int]]:
 Run = Callable[[int, int, int], float]
 
 
-def _catena(model: Any, bits: str, compiled: str = "") -> tuple[Run, int, int]:
+def _catena(model: Any, bits: str, extra: str = "") -> tuple[Run, int, int]:
     from catena.core.generate import Request, SamplingParams
     from catena.infer.bench import weight_bytes
     from catena.infer.capacity import EngineConfig
@@ -187,7 +196,13 @@ def _catena(model: Any, bits: str, compiled: str = "") -> tuple[Run, int, int]:
     if bits != "bf16":
         quantize_(model, (), bits)
     weights = weight_bytes(model)
-    options = EngineConfig(max_running=STREAMS, token_budget=LONG, prefix_cache=False, compile_step=bool(compiled))
+    options = EngineConfig(
+        max_running=STREAMS,
+        token_budget=LONG,
+        prefix_cache=False,
+        compile_step=extra == "compiled",
+        activations="int8" if extra == "a8" else "auto",
+    )
     engine = Engine(model, Numbers(), options)
     if engine.runner.compiled is not None:
         engine.runner.compiled.wait()

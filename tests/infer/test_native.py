@@ -69,8 +69,10 @@ def told(step: NativeStep, first: int, last: int, blocks: list[int]) -> torch.Te
         return step._run(ids()[:, first:last], at[None], slots, runs, table, torch.arange(last - first))
 
 
-@pytest.mark.parametrize("scheme", ["", "int8", "int4", "w8a8"])
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize(
+    ("family", "scheme"),
+    [*((one, "") for one in FAMILIES), ("llama", "int8"), ("qwen2", "int4"), ("qwen3", "w8a8"), ("mistral", "int4")],
+)
 def test_it_is_as_near_to_float32_as_the_models_own_forward(family: str, scheme: str) -> None:
     model = build(family, scheme)
     wide = build(family, scheme).float()
@@ -114,6 +116,16 @@ def test_answers_are_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> N
     engine.close()
     engine, _ = open_native(build("qwen3"), token_budget=16, prefix_cache=False, speculation="ngram")
     assert together == {done.request_id: done.token_ids for done in engine.generate(requests)}
+    engine.close()
+
+
+def test_inputs_can_be_rounded_to_8_bits() -> None:
+    engine, step = open_native(build("qwen2", "int4"))
+    found = told(step, 0, TOKENS, [0, 1, 2])
+    engine.close()
+    engine, step = open_native(build("qwen2", "int4"), activations="int8")
+    short = told(step, 0, TOKENS, [0, 1, 2])
+    assert 0 < (short - found).square().mean().sqrt() / found.std() < 0.1
     engine.close()
 
 

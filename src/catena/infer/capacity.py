@@ -22,6 +22,9 @@ class EngineConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What a model folder is computed with. `auto`: float32; bfloat16 for weights that are stored so, where a short
     measurement finds this machine fast at it. Kernels for int8 and int4 weights need bfloat16."""
+    activations: Literal["auto", "int8"] = "auto"
+    """`int8`: inputs of int8 and int4 layers are rounded to 8 bits, as in llama.cpp: faster where many rows meet them.
+    Else they have 16, or what the model says (w8a8). Only where those layers have kernels of our own."""
     compile_step: bool = False
     """Compile the decode step in the background (minutes of a processor): a little faster, other in the last bits."""
     block_size: int = Field(default=32, ge=1)

@@ -49,7 +49,7 @@ class Engine(EmbedsTexts):
         """`draft` is a model of the same vocabulary that guesses for it, where the config asks for one."""
         self.config = config = config or EngineConfig()
         self.tokenizer = tokenizer
-        prepare_(model)
+        prepare_(model, short=config.activations == "int8")
         self.runner = runner_for(model)
         self.runner.layout.rounded = config.cache_format == "int8"
         text_config = model.config.get_text_config()

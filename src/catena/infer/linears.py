@@ -23,7 +23,7 @@ from torch.nn import functional
 from catena.models import native
 from catena.models.checkpoint import read_config
 from catena.models.measure import fastest
-from catena.models.quant import prepack_
+from catena.models.quant import Int4Linear, Int8Linear, prepack_
 
 SMALLEST = 1 << 18
 """Weights of the smallest layer that is laid out anew: a smaller one stays in the processor's cache in any order."""
@@ -113,9 +113,15 @@ def dtype_for(folder: Path, precision: str) -> torch.dtype:
     return fastest()[0]
 
 
-def prepare_(model: nn.Module) -> list[str]:
-    """Lay out, in place, the layers of a model that is read from here on; returns the names of those that changed."""
+def prepare_(model: nn.Module, *, short: bool = False) -> list[str]:
+    """Lay out, in place, the layers of a model that is read from here on; returns the names of those that changed.
+
+    With `short`, layers of whole numbers round their inputs to 8 bits.
+    """
     parameter = next(model.parameters())
+    for layer in model.modules() if short else ():
+        if isinstance(layer, Int8Linear | Int4Linear):
+            layer.planes = 1
     prepack_(model, parameter.dtype)
     if parameter.device.type != "cpu":
         return []

@@ -303,7 +303,7 @@ void native_step(const Model *model, const Step *step) {
     s.mixed = s.qkv + rows * all;
     s.gates = s.mixed + rows * wide;
     s.scratch = s.gates + rows * 2 * model->inner;
-    Gate gate = {0, 0};
+    Gate gate = {0, 0, 0};
 #pragma omp parallel num_threads(step->threads)
     {
         Team team = {omp_get_thread_num(), omp_get_num_threads(), &gate};

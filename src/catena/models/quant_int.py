@@ -11,8 +11,6 @@ int4, layout `pack-quantized`: eight numbers in an int32, the first lowest, 8 ad
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,7 +30,7 @@ class Int8Linear(PackedLinear):
     """A linear layer that keeps its weight as int8 and multiplies in the number format of its input."""
 
     bits, kept = 8, ("weight", "weight_scale")
-    planes: ClassVar[int] = 2
+    planes = 2
     """Bytes that our kernel keeps of each input."""
     weight: Tensor
     weight_scale: Tensor
@@ -107,6 +105,7 @@ class Int4Linear(PackedLinear):
     """A linear layer of 4-bit numbers, each group of neighbouring inputs with its own scale."""
 
     bits, kept = 4, ("weight_packed", "weight_scale", "weight_shape")
+    planes = 2
     weight_packed: Tensor
     weight_scale: Tensor
     weight_shape: Tensor
@@ -135,7 +134,9 @@ class Int4Linear(PackedLinear):
         """Lay the numbers out for our kernel, or for torch's where it is fast and takes the shape; else one a byte."""
         self._laid_out = self._codes = None
         if self.panels is None and _native(self, self.weight_packed, dtype, self.group_size):
-            self.panels = native.Panels(native.INT4, unpack_int4(self.weight_packed), self.weight_scale)
+            self.panels = native.Panels(
+                native.INT4, unpack_int4(self.weight_packed), self.weight_scale, planes=self.planes
+            )
             self.weight_packed = self.weight_packed.new_empty(0, self.in_features // PER_INT32)
         if self.panels is not None:
             return True
