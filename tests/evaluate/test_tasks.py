@@ -27,6 +27,7 @@ from catena.evaluate.suite import TasksConfig, tasks
 from catena.flow.evaluation import standings
 from catena.hub.store import Store
 from catena.models import checkpoint
+from catena.models.presets import build
 from tests.evaluate.conftest import conversations
 
 CHOICE = """\
@@ -462,3 +463,27 @@ def test_a_task_of_the_harness_by_its_name() -> None:
 
     (loaded,) = load_tasks(["lm_eval:arc/easy"])
     assert (loaded.task.name, loaded.task.kind) == ("arc-easy", "lm_eval")
+
+
+def test_over_http_as_generator_and_as_judge(store: Store, two: tuple[str, str], tmp_path: Path) -> None:
+    from catena.serve.app import build_app
+    from catena.serve.server import background
+
+    paths = written(tmp_path, which=CHOICE, judged=JUDGED + 'against: "{{ good }}"\njudge_tokens: 8\n')
+    tokenizer = checkpoint.load(store.checkout(store.resolve("one", ModelVersion)), torch.float32)[1]
+    wise = build("llama-nano", len(tokenizer), 5, context=2048, end_id=tokenizer.eos_token_id)
+    checkpoint.save(wise, tokenizer, tmp_path / "wise")
+    engine = GENERATORS.load("auto")(store.checkout(store.resolve("one", ModelVersion)))
+    judge = GENERATORS.load("auto")(tmp_path / "wise")
+    try:
+        with background(build_app({"served": engine, "wise": judge})) as url, c.open(store.root) as ws:
+            native = ws.evaluate("one", paths[:1])
+            options = {"url": f"{url}/v1", "model": "served"}
+            remote = ws.evaluate("one", paths[:1], generator="openai", engine=options)
+            judged = ws.evaluate("two", paths[1:], judge=f"{url}/v1#wise")
+    finally:
+        engine.close()
+        judge.close()
+    assert remote.scores == native.scores
+    assert judged.report.details["notes"]["judged"]["rulings_unread"] == 4
+    assert judged.scores["judged/win_rate"].value == 0.5

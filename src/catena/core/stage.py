@@ -59,7 +59,7 @@ class Context:
         """Start a progress line with rate and time left."""
         return self.events.progress(label, total, unit, done=done)
 
-    def generator(self, model: ModelVersion, spec: str = "native", **options: Any) -> Generator:
+    def generator(self, model: ModelVersion, spec: str = "native", /, **options: Any) -> Generator:
         """Open a generator over a stored model, by registry name."""
         opened: Generator = GENERATORS.load(spec)(self.store.checkout(model), **options)
         return opened

@@ -14,7 +14,6 @@ from catena.core.generate import Message, SamplingParams
 from catena.evaluate.ask import Asker
 from catena.evaluate.task import JudgeTask
 
-MOST_TOKENS = 512
 VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 GRADE = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 PAIR = """\
@@ -62,7 +61,7 @@ def choose_between(judge: Asker, task: JudgeTask, asked: Asked) -> list[Ruling]:
         for question, answer, other in asked
         for first, second in ((answer, other), (other, answer))
     ]
-    said = _rulings(judge, texts, f"{task.name}: judge")
+    said = _rulings(judge, task, texts)
     found = []
     for at in range(0, len(said), 2):
         marks = [_last(VERDICT, text) for text in said[at : at + 2]]
@@ -87,15 +86,15 @@ def grade(judge: Asker, task: JudgeTask, asked: Asked) -> list[Ruling]:
         for question, answer, reference in asked
     ]
     found = []
-    for said in _rulings(judge, texts, f"{task.name}: judge"):
+    for said in _rulings(judge, task, texts):
         mark = _last(GRADE, said)
         value = min(max(float(mark), 1.0), float(task.top)) if mark is not None else 1.0
         found.append(Ruling((value - 1) / (task.top - 1), said, int(mark is None)))
     return found
 
 
-def _rulings(judge: Asker, texts: Sequence[str], label: str) -> list[str]:
-    params = SamplingParams(max_tokens=MOST_TOKENS)
+def _rulings(judge: Asker, task: JudgeTask, texts: Sequence[str]) -> list[str]:
+    params, label = SamplingParams(max_tokens=task.judge_tokens), f"{task.name}: judge"
     return [one.text for one in judge.write([((Message("user", text),), params) for text in texts], label)]
 
 

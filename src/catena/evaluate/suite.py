@@ -241,7 +241,9 @@ def judge_of(ctx: Context, cfg: TasksConfig, judge: ModelVersion | None, loaded:
         )
     how = digest_of(cfg.judge.model_dump(mode="json"))[:32]
     answers = Answers(ctx.store.root / "answers" / f"judge-{how}.jsonl")
-    return Asker(GENERATORS.load(cfg.judge.generator)(Path(), **cfg.judge.engine), answers, ctx.events)
+    options = dict(cfg.judge.engine)
+    place = options.pop("url", "")  # in the place of a folder: there is no tokenizer of the judge here
+    return Asker(GENERATORS.load(cfg.judge.generator)(place or Path(), **options), answers, ctx.events)
 
 
 def measured(

@@ -315,6 +315,8 @@ class JudgeTask(Answered):
     """A template of what the judge sees as the question; by default the prompt."""
     criteria: str = "helpfulness, correctness and clarity"
     """What the judge is to look at."""
+    judge_tokens: int = Field(default=512, ge=1)
+    """Longest ruling, in tokens."""
     top: int = Field(default=10, ge=2, le=100)
     """Best grade; the worst is 1. The score is the grade's place between the two."""
 
