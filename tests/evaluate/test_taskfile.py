@@ -42,6 +42,10 @@ def rows_of(*values: dict[str, object]) -> list[Row]:
         (("count: 2", "count: two"), "task.yaml:5: few_shot.count"),
         (("pick: first", "pik: first"), "task.yaml:5: few_shot.pik: unknown key 'pik'. Did you mean 'pick'?"),
         (("  rows:", "  made: addtion\n  rows:"), "data has exactly one of file, dataset, rows and made"),
+        (
+            ("rows: [{q: 1 + 1, a: 2}, {q: 1 + 2, a: 3}, {q: 2 + 2, a: 4}]", "rows: []"),
+            "task.yaml:3: data: rows is empty",
+        ),
         (("name: sums", "name: my sums"), "task.yaml:1: name: a name has letters"),
         (("score: [exact]", "extract: [{regex: '('}]"), "the regular expression '(' does not parse"),
         (("score: [exact]", "extract: [{}]"), "task.yaml:8: extract.0: a step of extract needs one of"),

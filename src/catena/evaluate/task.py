@@ -58,6 +58,8 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _one_place(self) -> DataConfig:
         given = [name for name in ("file", "dataset", "rows", "made") if getattr(self, name)]
+        if not given and "rows" in self.model_fields_set:
+            raise ValueError("rows is empty: there is nothing to measure")
         if len(given) != 1:
             named = f", not {' and '.join(given)}" if given else ""
             raise ValueError(f"data has exactly one of file, dataset, rows and made{named}")
