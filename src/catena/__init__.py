@@ -30,6 +30,7 @@ _PUBLIC = {
     "Report": "catena.core.types:Report",
     "Run": "catena.core.types:Run",
     "Score": "catena.core.types:Score",
+    "advise": "catena.flow.advisor.advise:advise",
     "load_recipe": "catena.flow.recipe:load_recipe",
 }
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         Run as Run,
         Score as Score,
     )
+    from catena.flow.advisor.advise import advise as advise
     from catena.flow.recipe import load_recipe as load_recipe
     from catena.workspace import Workspace as Workspace, open as open
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import socket
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ import psutil
 from catena.core.cpu import guard, guard_status
 from catena.core.errors import CatenaError, NotFound
 from catena.core.limits import GROUPS, ROOT, cpu_limit, memory_limit
+from catena.core.machine import measured
 from catena.core.registry import EXTRA_OF
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 Status = Literal["ok", "warn", "fail"]
 PYTHONS = ((3, 11), (3, 13))
 MEMORY_GIB, DISK_GIB = 4, 2  # what the shipped recipe was measured to need, rounded up
-MEASURE_SECONDS = 120
 GIB = 2**30
 DRIVER = Path("/dev/nvidiactl")
 LIBRARIES = {"cuda": "CUDA", "cudnn": "cuDNN", "nccl": "NCCL"}
@@ -144,24 +142,6 @@ def check_extras() -> Iterator[Check]:
             yield Check(f"extra {extra}", "warn", text, advice, {"missing": modules})
         else:
             yield Check(f"extra {extra}", "ok", "installed", data={"missing": []})
-
-
-def measured() -> dict[str, Any]:
-    """Measure in a child process, whose death (SIGILL) is a finding too. Returns `{"error": ...}` where it fails."""
-    command = [sys.executable, "-m", "catena.models.measure"]
-    try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=MEASURE_SECONDS, check=False)
-    except (OSError, subprocess.SubprocessError) as error:
-        return {"error": f"the measurement did not end: {error}"}
-    if child.returncode < 0:
-        return {"error": f"the measurement was ended by signal {-child.returncode}"}
-    try:
-        found = json.loads(child.stdout)
-    except json.JSONDecodeError:
-        found = None
-    if isinstance(found, dict):
-        return found
-    return {"error": (child.stderr.strip().splitlines() or ["the measurement said nothing"])[-1]}
 
 
 def check_compute(found: dict[str, Any]) -> Iterator[Check]:

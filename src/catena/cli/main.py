@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from catena.cli import (
+    advise,
     artifact,
     audit,
     bench,
@@ -58,6 +59,7 @@ app = typer.Typer(
 GROUPS = (
     *(workspace, recipe, tune, stage, train, compress, evaluate, artifact, history, model, export, deploy),
     plan_training,
+    advise,
 )
 for commands in GROUPS:
     for name, command, example in commands.COMMANDS:
