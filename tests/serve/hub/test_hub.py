@@ -318,6 +318,22 @@ def test_rows_of_the_store_are_not_changed_by_files(api: HfApi, store: Store) ->
         api.create_repo("team/pages")
 
 
+def test_a_proposal_moves_nothing_until_it_is_accepted(api: HfApi) -> None:
+    api.create_repo("org/m")
+    made = api.upload_file(path_or_fileobj=b"new", path_in_repo="a.txt", repo_id="org/m", create_pr=True)
+    assert (made.pr_num, made.pr_revision) == (1, "refs/pr/1")
+    assert api.list_repo_files("org/m") == [".gitattributes"]
+    api.upload_file(path_or_fileobj=b"more", path_in_repo="b.txt", repo_id="org/m", revision="refs/pr/1")
+    assert api.list_repo_files("org/m", revision="refs/pr/1") == [".gitattributes", "a.txt", "b.txt"]
+    api.upload_file(path_or_fileobj=b"meanwhile", path_in_repo="c.txt", repo_id="org/m")
+    pulls = api.list_repo_refs("org/m", include_pull_requests=True).pull_requests
+    assert pulls is not None
+    assert [pull.ref for pull in pulls] == ["refs/pr/1"]
+    status, _, _ = ask("POST", f"{api.endpoint}/api/models/org/m/discussions/1/merge", b"{}")
+    assert status == 200
+    assert api.list_repo_files("org/m") == [".gitattributes", "a.txt", "b.txt", "c.txt"]
+
+
 def test_a_deleted_repository_is_gone_and_its_versions_stay_by_digest(api: HfApi, store: Store, tokenizer: Any) -> None:
     model = put_model(store, tokenizer)
     store.tag("team/tiny@1", "production")

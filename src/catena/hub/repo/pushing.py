@@ -24,9 +24,9 @@ from catena.hub.index import USED_UP, now
 from catena.hub.repo import records
 from catena.hub.repo.card import front_matter, license_of
 from catena.hub.repo.inspect import model_facts, read_small
-from catena.hub.repo.records import HEADS, PRIVATE, TAGS, RepoCommit, RepoFile, RepoKind, inline_file
+from catena.hub.repo.records import HEADS, PRIVATE, PULLS, TAGS, RepoCommit, RepoFile, RepoKind, inline_file
 from catena.hub.repo.repos import README, Conflict, RepoNotFound, Repos, RevisionNotFound, checked_name
-from catena.hub.repo.tree import Operation, applied
+from catena.hub.repo.tree import Add, Delete, Operation, applied
 from catena.hub.schema import names, tag_moves
 
 REF = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})*", re.ASCII)
@@ -83,29 +83,61 @@ def set_private(repos: Repos, kind: RepoKind, name: str, private: bool, *, by: s
 
 
 def push(repos: Repos, kind: RepoKind, name: str, branch: str, what: Push) -> RepoCommit:
-    """Commit on a branch and return the commit; the branch's own where nothing changes.
+    """Commit on a branch, or on a proposal (`refs/pr/1`), and return the commit; its own where nothing changes.
 
     Raises `RevisionNotFound` for no such branch, `Stale` where it has moved on, `NotFound` and `UsageError` for
     operations that cannot be, `DataError` for weights that are not whole. Nothing is written then.
     """
     refs = repos.refs(kind, name)
-    if branch not in refs.branches:
+    number = branch.removeprefix("refs/pr/") if branch.startswith("refs/pr/") else ""
+    if (number not in refs.pulls) if number else (branch not in refs.branches):
         raise RevisionNotFound(f"{name!r} has no branch {branch[:100]!r}", hint="Make it first: create_branch.")
+    return _pushed(repos, (kind, name), f"{PULLS}{number}" if number else f"{HEADS}{branch}", "", what)
+
+
+def propose(repos: Repos, kind: RepoKind, name: str, branch: str, what: Push) -> tuple[RepoCommit, str]:
+    """Commit on top of a branch without moving it; returns the commit and the number of the new proposal."""
+    repos.commit(kind, name, branch)
+    with repos.alone(kind, name), repos.reading() as connection:
+        number = str(1 + len(records.pulls_ever(connection, kind, name)))
+    return _pushed(repos, (kind, name), f"{HEADS}{branch}", f"{PULLS}{number}", what), number
+
+
+def accept(repos: Repos, kind: RepoKind, name: str, number: str, *, by: str = "") -> RepoCommit:
+    """Bring a proposal's changes to `main`, on top of whatever stands there now."""
+    refs = repos.refs(kind, name)
+    if number not in refs.pulls:
+        raise RevisionNotFound(f"{name!r} has no proposal {number[:20]!r}")
+    changed = repos.log(kind, name, refs.pulls[number])
+    known = {id for id, _ in repos.log(kind, name)}
+    base = next((commit for id, commit in changed if id in known), None)
+    before, after = base.by_path() if base else {}, changed[0][1].by_path()
+    operations: list[Operation] = [Delete(path) for path in sorted(before.keys() - after.keys())]
+    operations += [Add(file) for path, file in after.items() if before.get(path) != file]
+    made = push(repos, kind, name, MAIN, Push(tuple(operations), f"proposal {number}: {changed[0][1].message}", by=by))
+    with repos.writing() as connection:
+        records.move(connection, kind, name, f"{PULLS}{number}", None, by=by)
+    return made
+
+
+def _pushed(repos: Repos, repo: tuple[RepoKind, str], ref: str, to: str, what: Push) -> RepoCommit:
+    """Commit on what `ref` stands on; `to` is the ref that moves, `ref` itself if empty."""
+    kind, name = repo
     with repos.alone(kind, name):
-        head = repos.read(kind, name, repos.own(kind, name)[f"{HEADS}{branch}"])
+        head = repos.read(kind, name, repos.own(kind, name)[ref])
         if what.parent and not head.id.startswith(what.parent):
-            raise Stale(f"{name!r} has moved on: {branch} is {head.id}", hint="Fetch, and push on top of that.")
+            raise Stale(f"{name!r} has moved on: {ref} is {head.id}", hint="Fetch, and push on top of that.")
         files = applied(head.files, what.operations)
-        if files == head.files:
+        if files == head.files and not to:
             return head
         _require_own_rows(head, files)
         for file in files:
             if file.where == "object" and not repos.store.files.has(file.sha256):
                 raise UsageError(f"{file.path!r} was not uploaded", hint="Upload its bytes first, then commit.")
-        return _written(repos, head, branch, files, what)
+        return _written(repos, head, to or ref, files, what)
 
 
-def _written(repos: Repos, head: RepoCommit, branch: str, files: tuple[RepoFile, ...], what: Push) -> RepoCommit:
+def _written(repos: Repos, head: RepoCommit, ref: str, files: tuple[RepoFile, ...], what: Push) -> RepoCommit:
     kind, name = head.kind, head.name
     draft = RepoCommit(
         kind=kind,
@@ -116,14 +148,14 @@ def _written(repos: Repos, head: RepoCommit, branch: str, files: tuple[RepoFile,
         description=what.description,
         author=what.by,
         time=now(),
-        native=repos.native(kind, name).get(branch),
+        native=repos.native(kind, name).get(ref.removeprefix(HEADS)),
         artifact=head.artifact if kind == "dataset" and head.artifact else None,
     )
     tree = draft.by_path()
-    facts = model_facts(repos.store.files, tree) if kind == "model" and branch == MAIN else None
+    facts = model_facts(repos.store.files, tree) if kind == "model" and ref == f"{HEADS}{MAIN}" else None
     if facts is None:
         with repos.writing() as connection:
-            records.write(connection, draft, f"{HEADS}{branch}", what.by)
+            records.write(connection, draft, ref, what.by)
         return draft
     _require_kind(repos, kind, name)
     stored = tuple(_as_object(repos, file) for file in files)
@@ -134,7 +166,7 @@ def _written(repos: Repos, head: RepoCommit, branch: str, files: tuple[RepoFile,
     commit = draft.model_copy(update={"files": stored, "artifact": model.digest, "native": model.digest})
 
     def beside(connection: Connection) -> None:
-        records.write(connection, commit, f"{HEADS}{branch}", what.by)
+        records.write(connection, commit, ref, what.by)
 
     repos.store.index.finish(run, model, name, beside=beside)
     return commit

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from sqlalchemy import Connection, delete, insert, select
@@ -28,7 +29,7 @@ LARGE = 10 << 20
 """From this size on a file is told by its SHA-256 (as Git LFS does), below by its Git blob id."""
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
 PRIVATE = "is/private"
-HEADS, TAGS = "heads/", "tags/"
+HEADS, TAGS, PULLS = "heads/", "tags/", "pr/"
 
 
 class RepoFile(Value):
@@ -77,10 +78,17 @@ class RepoCommit(Value):
     generated: bool = False
     """Whether it was read off the store and not pushed."""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Forty hexadecimal digits, as of a Git commit."""
         return digest_of(self.model_dump(mode="json"))[:40]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> RepoCommit:
+        """Return a changed copy, without what was computed of this one."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("id", "_by_path"):
+            copied.__dict__.pop(name, None)
+        return copied
 
     def file(self, path: str) -> RepoFile | None:
         """Return the file at a path."""
@@ -88,6 +96,10 @@ class RepoCommit(Value):
 
     def by_path(self) -> Mapping[str, RepoFile]:
         """Return the files by their paths."""
+        return self._by_path
+
+    @cached_property
+    def _by_path(self) -> dict[str, RepoFile]:
         return {file.path: file for file in self.files}
 
 
@@ -149,6 +161,12 @@ def read_refs(connection: Connection, kind: str, name: str) -> dict[str, str]:
     query = select(repo_moves.c.ref, repo_moves.c.commit).where(repo_moves.c.kind == kind, repo_moves.c.name == name)
     standing = {row.ref: row.commit for row in connection.execute(query.order_by(repo_moves.c.id))}
     return {ref: commit for ref, commit in standing.items() if commit is not None}
+
+
+def pulls_ever(connection: Connection, kind: str, name: str) -> set[str]:
+    """Return the proposals that a repository has had."""
+    query = select(repo_moves.c.ref).where(repo_moves.c.kind == kind, repo_moves.c.name == name)
+    return set(connection.execute(query.where(repo_moves.c.ref.startswith(PULLS))).scalars())
 
 
 def read_commits(connection: Connection, kind: str, name: str) -> dict[str, RepoCommit]:

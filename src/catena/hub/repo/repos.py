@@ -28,6 +28,7 @@ from catena.hub.index import now
 from catena.hub.repo import records
 from catena.hub.repo.card import card
 from catena.hub.repo.exports import exported_files
+from catena.hub.repo.probe import Probe
 from catena.hub.repo.records import (
     HEADS,
     LARGE,
@@ -73,6 +74,20 @@ class Refs:
 
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    pulls: dict[str, str] = field(default_factory=dict)
+    """Proposed changes, by number."""
+
+
+STAMP = select(
+    select(func.count()).select_from(artifacts).scalar_subquery(),
+    select(func.max(artifacts.c.created)).scalar_subquery(),
+    select(func.count()).select_from(names).scalar_subquery(),
+    select(func.max(names.c.created)).scalar_subquery(),
+    select(func.max(tag_moves.c.id)).scalar_subquery(),
+    select(func.max(branch_moves.c.id)).scalar_subquery(),
+    select(func.max(repo_moves.c.id)).scalar_subquery(),
+    select(func.count()).select_from(repo_moves).scalar_subquery(),
+)
 
 
 def checked_name(name: str) -> str:
@@ -93,6 +108,8 @@ class Repos:
         self._commits: OrderedDict[str, RepoCommit] = OrderedDict()
         self._fresh: dict[tuple[str, str], tuple[Any, Refs]] = {}
         self._guard = threading.Lock()
+        self._probe = Probe(store.index.engine)
+        self._seen: tuple[int | None, tuple[Any, ...]] | None = None
 
     # -- the index ---------------------------------------------------------------------------------------------------
 
@@ -118,15 +135,22 @@ class Repos:
 
     def stamp(self) -> tuple[Any, ...]:
         """Return what is another when anything that a repository shows has changed."""
-        queries = [
-            select(func.count(), func.max(artifacts.c.created)),
-            select(func.count(), func.max(names.c.created)),
-            select(func.max(tag_moves.c.id)),
-            select(func.max(branch_moves.c.id)),
-            select(func.max(repo_moves.c.id), func.count()).select_from(repo_moves),
-        ]
+        version = self._probe.version()
+        seen = self._seen
+        if version is not None and seen is not None and seen[0] == version:
+            return seen[1]
         with self.reading() as connection:
-            return tuple(tuple(connection.execute(query).one()) for query in queries)
+            found = tuple(connection.execute(STAMP).one())
+        self._seen = (version, found)  # the version is of before: what came in between is asked for again
+        return found
+
+    def hot(self, kind: RepoKind, name: str, revision: str) -> RepoCommit | None:
+        """Return a commit that was read before if the index has not changed since: a few microseconds, no query."""
+        seen, known = self._seen, self._fresh.get((kind, name))
+        if seen is None or known is None or known[0] != seen[1] or seen[0] is None or self._probe.version() != seen[0]:
+            return None
+        id = known[1].branches.get(revision) or known[1].tags.get(revision) or revision
+        return self._commits.get(f"{kind}/{name}/{id}")
 
     # -- what there is -----------------------------------------------------------------------------------------------
 
@@ -167,7 +191,7 @@ class Repos:
             if self._stale(kind, name, own.get(f"{HEADS}{branch}"), digest):
                 self._adopt(kind, name, branch, digest)
                 own = self.own(kind, name)
-        found = Refs(_below(own, HEADS), self._tags(kind, name, own))
+        found = Refs(_below(own, HEADS), self._tags(kind, name, own), _below(own, records.PULLS))
         self._fresh[key] = (self.stamp(), found)
         return found
 
@@ -200,6 +224,8 @@ class Repos:
     def commit(self, kind: RepoKind, name: str, revision: str = MAIN) -> RepoCommit:
         """Return what a branch, tag, commit (7 digits at least), version or digest stands for."""
         refs = self.refs(kind, name)
+        if revision.startswith("refs/pr/") and revision.removeprefix("refs/pr/") in refs.pulls:
+            return self.read(kind, name, refs.pulls[revision.removeprefix("refs/pr/")])
         word = revision.removeprefix("refs/").removeprefix("heads/").removeprefix("tags/")
         for known in (refs.branches, refs.tags):
             if word in known:

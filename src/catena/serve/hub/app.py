@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+import orjson
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -124,8 +125,11 @@ class Hub:
         return await self._handlers[target.verb](Call(scope, receive, target, query, principal))
 
     async def _commit(self, call: Call) -> RepoCommit:
-        target = call.target
-        return await asyncio.to_thread(self.repos.commit, target.kind, target.name, target.revision or "main")
+        target, revision = call.target, call.target.revision or "main"
+        hot = self.repos.hot(target.kind, target.name, revision)
+        if hot is not None:
+            return hot
+        return await asyncio.to_thread(self.repos.commit, target.kind, target.name, revision)
 
     async def _health(self, call: Call) -> Response:
         await asyncio.to_thread(self.repos.stamp)
@@ -226,14 +230,13 @@ class Hub:
         if file.where == "export":
             path = await asyncio.to_thread(export_path, self.store, file)
             return FileAnswer(path, file.size, file.path, headers)
-        size = await asyncio.to_thread(self.store.files.size, file.sha256)
-        if size != file.size:
-            return refuse(410, f"the bytes of {file.path!r} are no longer in the store", code="EntryNotFound")
         place = self.store.files.local_path(file.sha256)
-        if place is not None:
-            return FileAnswer(place, file.size, file.path, headers)
-        stream = await asyncio.to_thread(self.store.files.open, file.sha256)
-        return FileAnswer(stream, file.size, file.path, headers)
+        if place is None:
+            stream = await asyncio.to_thread(self.store.files.open, file.sha256)
+            return FileAnswer(stream, file.size, file.path, headers)
+        if not place.exists() or place.stat().st_size != file.size:
+            return refuse(410, f"the bytes of {file.path!r} are no longer in the store", code="EntryNotFound")
+        return FileAnswer(place, file.size, file.path, headers)
 
     async def _validate_yaml(self, call: Call) -> Response:
         body = await fields(call.scope, call.receive, self.config.idle_s)
@@ -280,4 +283,4 @@ def _page(shown: Any, total: int, wanted: int, call: Call, headers: Mapping[str,
         query = urlencode({**call.query, "cursor": str(start + wanted)})
         path = (call.scope.get("raw_path") or b"/").decode("latin-1").partition("?")[0]
         sent["link"] = f'<{call.base}{path}?{query}>; rel="next"'
-    return JSONResponse(shown, headers=sent)
+    return Response(orjson.dumps(shown), headers=sent, media_type="application/json")

@@ -129,7 +129,9 @@ def refs_body(refs: Refs) -> dict[str, Any]:
         ],
         "tags": [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": id} for name, id in refs.tags.items()],
         "converts": [],
-        "pullRequests": [],
+        "pullRequests": [
+            {"name": f"refs/pr/{name}", "ref": f"refs/pr/{name}", "targetCommit": id} for name, id in refs.pulls.items()
+        ],
     }
 
 

@@ -31,6 +31,7 @@ API_VERBS = (
     "branch",
     "tag",
     "settings",
+    "discussions",
     "xet-read-token",
     "xet-write-token",
 )
@@ -68,6 +69,7 @@ ACTIONS: Mapping[tuple[str, str], Action] = {
     ("tag", "POST"): "push",
     ("branch", "DELETE"): "admin",
     ("tag", "DELETE"): "admin",
+    ("discussions", "POST"): "push",
     ("settings", "PUT"): "admin",
     ("delete", "DELETE"): "admin",
     ("move", "POST"): "admin",

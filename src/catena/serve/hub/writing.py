@@ -50,6 +50,7 @@ class Writing:
             "verify": self._verify,
             "commit": self._commit,
             "branch": self._branch,
+            "discussions": self._discussions,
             "tag": self._tag,
         }
 
@@ -184,8 +185,6 @@ class Writing:
 
     async def _commit(self, call: Call) -> Response:
         target, repos = call.target, self._repos
-        if call.query.get("create_pr") in ("1", "true"):
-            raise NotOffered("pull requests are not offered: push to a branch")
         head = await asyncio.to_thread(repos.commit, target.kind, target.name, target.revision or "main")
 
         def source(path: str, revision: str) -> RepoFile:
@@ -203,13 +202,31 @@ class Writing:
             by=call.principal.subject,
             parent=str(body.header.get("parentCommit") or ""),
         )
-        work = partial(pushing.push, repos, target.kind, target.name, branch, what)
         about = {"kind": target.kind, "repo": target.name, "branch": branch, "files": len(body.operations)}
-        commit = await self._do(call, "commit", work, **about)
-        url = f"{call.base}/{PREFIXES[target.kind]}{target.name}/commit/{commit.id}"
+        where, proposed = f"{call.base}/{PREFIXES[target.kind]}{target.name}", {}
+        if call.query.get("create_pr") in ("1", "true"):
+            propose = partial(pushing.propose, repos, target.kind, target.name, branch, what)
+            commit, number = await self._do(call, "propose", propose, **about)
+            proposed = {"pullRequestUrl": f"{where}/discussions/{number}"}
+        else:
+            work = partial(pushing.push, repos, target.kind, target.name, branch, what)
+            commit = await self._do(call, "commit", work, **about)
         pickles = [file.path for file in commit.files if file.pickle]
         said = f"flagged as pickles, which run code when they are loaded: {', '.join(pickles)}" if pickles else ""
-        return JSONResponse({"success": True, "commitOid": commit.id, "commitUrl": url, "hookOutput": said})
+        url = f"{where}/commit/{commit.id}"
+        return JSONResponse({"success": True, "commitOid": commit.id, "commitUrl": url, "hookOutput": said, **proposed})
+
+    async def _discussions(self, call: Call) -> Response:
+        target = call.target
+        if target.path != "merge":
+            raise NotOffered(
+                "of discussions only the merge of a proposal is offered: commit with create_pr to make one"
+            )
+        work = partial(
+            pushing.accept, self._repos, target.kind, target.name, target.revision, by=call.principal.subject
+        )
+        commit = await self._do(call, "accept", work, kind=target.kind, repo=target.name, number=target.revision)
+        return JSONResponse({"success": True, "commitOid": commit.id})
 
     async def _branch(self, call: Call) -> Response:
         target, by = call.target, call.principal.subject
