@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 
 from catena.core.config import parse
 from catena.hub.store import Store
+from catena.serve.gateway import pool
 from catena.serve.gateway.app import Gateway
 from catena.serve.gateway.config import DeployConfig, ModelConfig
 from catena.serve.releases.tags import Tags
@@ -86,6 +87,12 @@ Start = Callable[..., Running]
 def commands(name: str, model: ModelConfig) -> tuple[str, ...]:
     """How a replica is started here: only scripts."""
     return model.script
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait long for a replica that hangs on purpose."""
+    monkeypatch.setattr(pool, "GENTLE_S", 1.0)
 
 
 @pytest.fixture
