@@ -46,6 +46,7 @@ def evaluate(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of which rows, and of what is sampled.")] = 0,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the page (HTML).")] = None,
+    summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the scores as Markdown.")] = None,
 ) -> None:
     """Measure a model on tasks; compare two; show all scores."""
     from catena.core.config import override
@@ -72,6 +73,10 @@ def evaluate(
         found = workspace.evaluate(
             model, named, compare=compare, judge=judge, seed=seed, report=report, listeners=listeners, **fields
         )
+    if summary is not None:
+        from catena.flow.evaluation_text import write_summary
+
+        write_summary(summary, (model, compare or ""), found.report, found.other, found.comparison)
     _show(session, model, compare, found, report)
 
 

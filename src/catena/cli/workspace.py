@@ -13,20 +13,38 @@ from catena.cli.session import session_of
 from catena.core.errors import IntegrityError, UsageError
 
 
-def init(context: typer.Context) -> None:
+def init(
+    context: typer.Context,
+    template: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Write a recipe to begin with here; `list` names them.")
+    ] = None,
+    ci: Annotated[str | None, typer.Option("--ci", metavar="FORGE", help="Write a pipeline: github, gitlab.")] = None,
+) -> None:
     """Make a workspace: ./.catena, or the folder of --workspace. One that is there is left as it is."""
     from pathlib import Path
 
+    from catena.flow.templates import templates, write_pipeline, write_template
     from catena.hub.store import FOLDER, init_store
 
     session = session_of(context)
+    if template == "list":
+        if session.out.json:
+            session.out.value(templates())
+        else:
+            session.out.table(("template", "description"), list(templates().items()))
+        return
+    written = [write_template(template, Path())] if template else []
+    written += [write_pipeline(ci, Path())] if ci else []
     settings = session.settings()
     root = session.workspace or settings.workspace or Path.cwd() / FOLDER
     init_store(root, index_url=settings.index, files_url=settings.files).close()
     if session.out.json:
-        session.out.value({"workspace": str(root.resolve())})
+        files = {"files": [str(path) for path in written]} if written else {}
+        session.out.value({"workspace": str(root.resolve()), **files})
     else:
         session.out.line(f"workspace {root.resolve()}")
+        for path in written:
+            session.out.line(f"wrote {path}")
 
 
 def doctor(
@@ -102,7 +120,12 @@ def age(text: str) -> timedelta:
 
 
 COMMANDS = (
-    ("init", init, "  catena init\n  catena init --workspace /data/catena"),
+    (
+        "init",
+        init,
+        "  catena init\n  catena init --workspace /data/catena\n"
+        "  catena init --template list\n  catena init --template lora --ci github",
+    ),
     ("doctor", doctor, "  catena doctor\n  catena doctor --quick --json"),
     ("fsck", fsck, "  catena fsck\n  catena fsck --forget"),
     ("gc", gc, "  catena gc --dry-run\n  catena gc --unused --older-than 7d"),
