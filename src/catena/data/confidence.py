@@ -13,10 +13,10 @@ from typing import Literal
 from pydantic import Field
 
 from catena.core.config import Config
-from catena.core.errors import DataError
 from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
+from catena.hub.fields import need_shape
 
 
 class ConfidenceConfig(Config):
@@ -77,11 +77,8 @@ def judge(texts: Sequence[str], labels: Sequence[str], cfg: ConfidenceConfig, se
 
 
 def labelled(ctx: Context, source: DatasetVersion) -> list[Sample]:
-    """Return the rows of a labelled set; raises `DataError` for another shape."""
-    if source.shape != "example":
-        raise DataError(
-            f"labels are judged in sets of shape example (input text, output label); this is of shape {source.shape}"
-        )
+    """Return the rows of a labelled set; raises `UsageError` for another shape."""
+    need_shape(source, "example")
     return list(ctx.store.open_dataset(source).samples())
 
 

@@ -32,6 +32,7 @@ from catena.data.questions import (
     noise_words,
     plain,
 )
+from catena.hub.fields import need_shape
 
 SHIPPED = Path(__file__).parent / "phrasings"
 TRIES = 20
@@ -147,6 +148,9 @@ def converse(
 
     The words of the noise come from the documents of `corpus`, or from the answers without one.
     """
+    need_shape(source, "example")
+    if corpus is not None:
+        need_shape(corpus, "document", what="corpus")
     examples = list(ctx.store.open_dataset(source).samples())
     if not examples:
         raise DataError("there is no example to ask about", hint="`catena show` lists what was rejected, and why.")

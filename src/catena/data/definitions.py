@@ -22,6 +22,7 @@ from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.pydoc_pages import Definition, parse_page
 from catena.data.sentences import first_sentence, is_sentence
+from catena.hub.fields import need_shape
 
 
 class DefinitionsConfig(Config):
@@ -166,6 +167,8 @@ def definitions(
     ctx: Context, cfg: DefinitionsConfig, *, source: DatasetVersion, within: DatasetVersion
 ) -> DatasetVersion:
     """Take each function's name and the first sentence of its documentation from documentation pages."""
+    need_shape(source, "media")
+    need_shape(within, "document", what="within")
     splits = splits_of_pages(ctx.store.open_dataset(within).samples())
     rejected: list[tuple[Found, str]] = []
     found: list[Found] = []

@@ -26,6 +26,7 @@ from catena.core.types import DatasetVersion
 from catena.data.decode import Undecodable, decode, normalise
 from catena.data.shards import Shard, work_shards
 from catena.hub.datasets import Dataset
+from catena.hub.fields import need_shape
 from catena.hub.rows import to_sample
 
 HTML = frozenset({"text/html", "application/xhtml+xml"})
@@ -81,6 +82,7 @@ def extract(ctx: Context, cfg: ExtractConfig, *, source: DatasetVersion) -> Data
     Reasons: `binary`, `undecodable`, `empty`, `too_deep`, `unsupported_type`. `metadata`: url, title, extractor,
     charset, media_type. Rows keep the order of the source; `_parents` is the page.
     """
+    need_shape(source, "media")
     operation = "catena.data.extract:extract_shard"
     folders = work_shards(ctx, source, operation, cfg, label="Extract", unit="pages", shard_rows=SHARD_PAGES)
     pages = ctx.store.open_dataset(source)

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 
 from catena.core.config import Config
-from catena.core.errors import DataError
 from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
 from catena.data.scripts import ends_sentence
 from catena.data.shards import Outcome, map_rows, write_rows
 from catena.data.words import CJK, words_of
+from catena.hub.fields import need_shape
 
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 CITATION = re.compile(
@@ -101,8 +101,7 @@ def clean_lines(ctx: Context, cfg: LinesConfig, *, source: DatasetVersion) -> Da
 
     A document without a line left is kept back as `no_line_left`.
     """
-    if source.shape != "document":
-        raise DataError(f"lines are cleaned in documents, and this is a set of shape {source.shape}")
+    need_shape(source, "document")
     with ctx.store.new_dataset(source.shape, license=source.license) as out:
         maker = "catena.data.lines:lines_row"
         changed = write_rows(out, map_rows(ctx, source, maker, cfg, label="Lines", unit="documents"))

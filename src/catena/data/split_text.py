@@ -14,6 +14,7 @@ from catena.core.config import Config
 from catena.core.errors import DataError
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
+from catena.hub.fields import need_shape
 
 
 class SplitTextConfig(Config):
@@ -46,8 +47,7 @@ def cut(text: str, ratios: dict[str, float]) -> dict[str, str]:
 @stage("data.split_text")
 def split_text(ctx: Context, cfg: SplitTextConfig, *, source: DatasetVersion) -> DatasetVersion:
     """Cut each document into consecutive parts for train and validation, by position; nothing is shuffled."""
-    if source.shape != "document":
-        raise DataError(f"only documents can be cut; this dataset has the shape {source.shape!r}")
+    need_shape(source, "document")
     if not source.rows:
         raise DataError(
             "there is nothing to split: the dataset is empty", hint="`catena show` lists what was rejected."

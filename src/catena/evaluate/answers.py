@@ -24,6 +24,7 @@ from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion, ModelVersion, Report, Score
 from catena.evaluate.choice import chosen, known_generator, samples_of
 from catena.evaluate.stats import mean_interval
+from catena.hub.fields import need_shape
 
 
 class AnswersConfig(Config):
@@ -90,8 +91,7 @@ class Answered:
 @stage("evaluate.answers", uses=("catena.infer.engine", "catena.evaluate.scorers"))
 def answers(ctx: Context, cfg: AnswersConfig, *, model: ModelVersion, data: DatasetVersion) -> Report:
     """Measure how often a model's answer is the right one, for each split."""
-    if data.shape != "conversation":
-        raise DataError(f"answers are measured on conversations; this dataset holds {data.shape}s")
+    need_shape(data, "conversation", what="data")
     questions = [
         question_of(sample, split)
         for split in cfg.splits

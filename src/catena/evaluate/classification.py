@@ -24,6 +24,7 @@ from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion, ModelVersion, Report, Score
 from catena.evaluate.choice import chosen, samples_of
 from catena.evaluate.stats import Interval, bootstrap_ratio, wilson
+from catena.hub.fields import need_shape
 
 if TYPE_CHECKING:
     from catena.models.classify import Classifier, Row
@@ -93,8 +94,7 @@ def classification(ctx: Context, cfg: ClassificationConfig, *, model: ModelVersi
     """Measure a classifier on labelled examples: accuracy, F1 by label and over all, whole stretches of BIO labels."""
     from catena.models.classify import Classifier, encode
 
-    if data.shape != "example":
-        raise DataError(f"classifiers are measured on examples; this dataset holds {data.shape}s")
+    need_shape(data, "example", what="data")
     samples = chosen(samples_of(ctx.store, data, cfg.split), cfg.limit, ctx.seed)
     classifier = Classifier(ctx.store.checkout(model))
     texts = [str(sample.data["input"]) for sample in samples]

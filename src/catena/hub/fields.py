@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from catena.core.errors import DataError, did_you_mean
-from catena.core.types import Shape
+from catena.core.errors import DataError, UsageError, did_you_mean
+from catena.core.types import DatasetVersion, Shape
 
 FIELDS: dict[Shape, dict[str, type]] = {
     "document": {"text": str},
@@ -20,6 +20,13 @@ FIELDS: dict[Shape, dict[str, type]] = {
 }
 TURN = {"role": str, "content": str}
 """Fields of one message of a conversation."""
+MADE_BY: dict[Shape, str] = {
+    "document": "Documents come from data.extract, data.ingest, or `catena data commit` of rows with a text.",
+    "conversation": "Conversations come from data.converse, or `catena data commit` of rows with messages.",
+    "example": "Examples come from data.definitions, or `catena data commit` of rows with input and output.",
+    "media": "Pages come from data.crawl and the other collectors.",
+}
+"""What to do for a dataset of a shape."""
 WORDS = {str: "text", list: "a list", bytes: "bytes", type(None): "nothing", dict: "an object"}
 
 
@@ -35,6 +42,16 @@ def check_fields(shape: Shape, data: Mapping[str, Any], who: str) -> None:
             if not isinstance(turn, Mapping):
                 raise DataError(f"{here} is {_kind(turn)}, not role and content")
             _check(TURN, turn, here, "A message has")
+
+
+def need_shape(data: DatasetVersion, *shapes: Shape, what: str = "source") -> None:
+    """Raise `UsageError` for a dataset that is of none of some shapes; `what` is the stage's input."""
+    if data.shape not in shapes:
+        wanted = " or ".join(f"{shape}s" if shape != "media" else "media" for shape in shapes)
+        raise UsageError(
+            f"{what} has to be a dataset of {wanted}; {data.digest[:12]} is of the shape {data.shape!r}",
+            hint=f"`catena show {data.digest[:12]} --samples` shows what it holds. {MADE_BY[shapes[0]]}",
+        )
 
 
 def _check(fields: Mapping[str, type], data: Mapping[str, Any], who: str, has: str) -> None:

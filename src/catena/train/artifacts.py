@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from catena.core.config import Config
 from catena.core.digest import digest_of
-from catena.core.errors import DataError, UsageError
+from catena.core.errors import DataError
 from catena.core.sample import Sample
 from catena.core.stage import Context
 from catena.core.types import UNDIVIDED, ArtifactBase, DatasetVersion, ModelVersion, Shape
-from catena.hub.fields import check_fields, near
+from catena.hub.fields import check_fields, near, need_shape
 from catena.models.adapters import AdapterConfig
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ def check_split(data: DatasetVersion, split: str, shape: Shape) -> int:
 
     Raises `UsageError` for a dataset of another shape and `DataError` where the split holds nothing.
     """
-    if data.shape != shape:
-        raise UsageError(f"this needs a dataset of the shape {shape!r}; {data.digest[:12]} has {data.shape!r}")
+    need_shape(data, shape, what="data")
     meant = split_of(data, split)
     if meant in data.splits and data.splits[meant].rows:
         return data.splits[meant].rows
