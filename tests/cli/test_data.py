@@ -116,6 +116,25 @@ def test_a_conflict_is_listed_and_decided_by_a_file(pages: Catena, here: Path) -
     assert pages("data", "merge", "pages").code == 2
 
 
+def test_a_row_that_one_side_took_away_is_told_from_one_that_changed(pages: Catena, here: Path) -> None:
+    write(here / "ours.jsonl", {"a": "one", "b": "two"})
+    assert pages("data", "commit", "pages", "ours.jsonl").code == 0
+    result = pages("data", "merge", "pages@fix")
+    key, field, base, ours, theirs = result.out.rstrip("\n").split("\t")
+    assert (key, field, ours) == ("c", "(row)", "(no row)")
+    assert '"text": "three"' in base
+    assert '"text": "drei"' in theirs
+    assert "1 row is in conflict" in result.err
+
+
+def test_log_says_of_how_many_commits_the_data_is_gone(pages: Catena) -> None:
+    assert "2 commits hold\n" in pages("data", "log", "pages", "--verify").err
+    assert pages("data", "merge", "pages@fix").code == 0
+    assert pages("data", "branch", "pages", "fix", "--delete").code == 0
+    assert pages("gc", "--unused").code == 0
+    assert "of 1 the data was freed by `catena gc --unused`" in pages("data", "log", "pages", "--verify").err
+
+
 def test_an_erasure_is_planned_done_and_listed(pages: Catena, here: Path) -> None:
     assert pages("data", "erase", "pages", "--id", "b", "--dry-run", "--json").json["rows"] == ["b"]
     assert pages("data", "erase", "pages", "--id", "b", "--where", "text=two").code == 2

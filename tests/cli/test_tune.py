@@ -43,6 +43,8 @@ def test_a_stage_is_searched_on_stored_things(catena: Catena, recipe: str, here:
     options = ["--use", "source=demo/small", "--space", "space.yaml", "--metric", "rows:higher", "--trials", "3"]
     end = catena("tune", "example.descend", *options, "--set", "rate=0.02", "--json").lines[-1]
     assert end["best"]["ref"].startswith("do/descend/trial@")
+    told = catena("tune", "example.descend", *options, "--set", "rate=0.02", "--quiet").out
+    assert f"best: --set width={end['best']['values']['width']}" in told  # as `catena do` takes it
     assert end["best"]["scores"]["rows"] == max(row["scores"]["rows"] for row in end["trials"])
 
 

@@ -52,7 +52,7 @@ def words(first: int, count: int) -> str:
 
 
 @pytest.mark.parametrize("size", [5, 6, 7, 8, 9, 10])
-def test_duplicate_ngrams_are_dropped_when_asked_for(size: int) -> None:
+def test_duplicate_ngrams_are_dropped_unless_they_are_allowed(size: int) -> None:
     # Spans of exactly `size` words stand twice, with new words between: longer n-grams do not repeat.
     text = " ".join(
         part
@@ -60,10 +60,35 @@ def test_duplicate_ngrams_are_dropped_when_asked_for(size: int) -> None:
         for part in (words(100 * block, size), words(1000 + 10 * block, 3), words(100 * block, size), f"end{block}")
     )
     limits = {f"max_duplicate_{other}gram": 1.0 for other in range(5, size)}
-    rule = Repetition(duplicate_ngrams=True, **limits)  # type: ignore[arg-type]
+    rule = Repetition(**limits)  # type: ignore[arg-type]
     assert rule.reason(document(text)) == f"duplicate_{size}grams"
-    assert Repetition().reason(document(text)) is None
-    assert Repetition(duplicate_ngrams=True).reason(document(PROSE)) is None
+    assert Repetition(duplicate_ngrams=False).reason(document(text)) is None
+    assert Repetition().reason(document(PROSE)) is None
+
+
+@pytest.mark.parametrize(("size", "share"), [(2, 0.20), (3, 0.18), (4, 0.16)])
+def test_the_commonest_ngram_is_held_to_its_own_limit(size: int, share: float) -> None:
+    # One n-gram stands again and again among words that stand once, a little below and a little above the limit.
+    repeated, letters = [f"same{number}" for number in range(size)], 5
+    for times, reason in ((9, None), (12, f"repeated_{size}grams")):
+        ours = 10 * size * letters
+        others = int(ours / share) - ours
+        alone = [f"w{number:04d}" for number in range(others // letters)]
+        text = [word for block in range(times) for word in (*repeated, *alone[block::times])]
+        looser = {f"max_top_{other}gram": 1.0 for other in (2, 3, 4) if other != size}
+        rule = Repetition(duplicate_ngrams=False, **looser)  # type: ignore[arg-type]
+        assert rule.reason(document(" ".join(text))) == reason
+
+
+@pytest.mark.parametrize(("between", "reason"), [("\n", "repeated_lines"), ("\n\n", "repeated_paragraphs")])
+def test_long_copies_count_by_their_characters(between: str, reason: str) -> None:
+    short = [f"line {number} is one of many." for number in range(20)]
+    long = "a line that goes on and on, " * 6 + "until it ends."
+    rule = Repetition(max_top_2gram=1, max_top_3gram=1, max_top_4gram=1, duplicate_ngrams=False)
+    if reason == "repeated_paragraphs":
+        rule = rule.model_copy(update={"max_duplicate_line_characters": 1.0})
+    assert rule.reason(document(between.join([*short, long]))) is None
+    assert rule.reason(document(between.join([*short, long, long]))) == reason
 
 
 def test_a_copied_ngram_counts_once() -> None:

@@ -210,6 +210,14 @@ def test_pictures_and_sounds_that_are_broken_or_vast(media: Reader) -> None:
     }
 
 
+def test_ten_thousand_pages_are_too_many_by_default(tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    with reader.child:
+        [item] = reader("a.pdf", sample_files.pdf([f"page {number}" for number in range(10_000)]))
+        assert item.reason == "too_many_pages"
+        assert outcome(reader("b.txt", b"still here")) == [("", "still here")]
+
+
 def test_a_document_that_takes_too_long_is_stopped_and_the_next_one_read(tmp_path: Path) -> None:
     slow = sample_files.pdf([f"page {number}" for number in range(ENDLESS)])
     reader = Reader(tmp_path, limits={"seconds": 0.7})

@@ -13,7 +13,7 @@ import pytest
 from catena.core.errors import UsageError
 from catena.core.types import DatasetVersion
 from catena.hub import versions
-from catena.hub.fsck import check
+from catena.hub.fsck import check, collect_garbage, unused_artifacts
 from catena.hub.store import Store, open_store
 from tests.hub.edits import BASE, Edit, edit, put, retext, texts
 
@@ -116,6 +116,15 @@ def test_a_conflict_is_decided(store: Store, tmp_path: Path, decision: dict[str,
     assert versions.merge(store, "pages", "fix", **decision).status == "merged"
     assert texts(store, "pages").get("k01") == text
     assert len(texts(store, "pages")) == (20 if text else 19)
+
+
+def test_branches_can_be_merged_after_garbage_was_collected(store: Store, tmp_path: Path) -> None:
+    diverge(store, tmp_path, retext("k01", "ours"), retext("k02", "theirs"))
+    assert unused_artifacts(store) == set()
+    collect_garbage(store, unused=True)
+    assert versions.merge(store, "pages", "fix").status == "merged"
+    versions.delete_branch(store, "pages", "fix")
+    assert unused_artifacts(store)
 
 
 @pytest.mark.parametrize("side", ["ours", "theirs"])

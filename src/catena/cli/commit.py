@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from catena.cli.data import Author, Key, Name, plain, short, who
+from catena.cli.data import Author, Key, Name, cell, plain, who
 from catena.cli.session import Session, session_of
 from catena.core.errors import CatenaError, DataError, UsageError
 
@@ -126,10 +126,11 @@ def _read_resolutions(path: Path | None) -> dict[str, Any] | None:
 def _conflicts(session: Session, conflicts: Sequence[Conflict]) -> CatenaError:
     parts = [(item.key, part) for item in conflicts for part in item.fields]
     if not session.out.json:
-        rows = [(key, part.field, *map(short, (part.base, part.ours, part.theirs))) for key, part in parts]
+        sides = [(key, part.field, (part.base, part.ours, part.theirs)) for key, part in parts]
+        rows = [(key, field, *(cell(field, value) for value in values)) for key, field, values in sides]
         session.out.table(("key", "field", "base", "ours", "theirs"), rows)
     return Conflicts(
-        f"{len(conflicts)} rows are in conflict; nothing was written",
+        f"{len(conflicts)} {'row is' if len(conflicts) == 1 else 'rows are'} in conflict; nothing was written",
         hint="Decide with --ours, --theirs, or --resolutions FILE.",
         problems=[{"key": key, **plain(asdict(part))} for key, part in parts],
     )

@@ -39,6 +39,7 @@ def log(
     with session.open() as workspace:
         entries = versions.log(workspace.store, name, branch)
         problems = versions.verify(workspace.store, name) if verify else []
+        without = sum(workspace.store.index.artifact(item.commit.dataset) is None for item in entries)
     rows: list[dict[str, Any]] = [
         {"digest": item.digest, **item.commit.model_dump(mode="json"), "branches": item.branches, "refs": item.refs}
         for item in entries
@@ -55,7 +56,8 @@ def log(
     if problems:
         raise IntegrityError(f"the history of {name!r} does not hold: {len(problems)} problems")
     if verify:
-        session.out.note(f"{len(rows)} {'commit holds' if len(rows) == 1 else 'commits hold'}")
+        bare = f"; of {without} the data was freed by `catena gc --unused`" if without else ""
+        session.out.note(f"{len(rows)} {'commit holds' if len(rows) == 1 else 'commits hold'}{bare}")
 
 
 def _log_row(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -101,7 +103,7 @@ def diff(
     table = []
     for row in rows:
         parts = [(f.field, f.before, f.after) for f in row.fields] or [("", row.before, row.after)]
-        table += [(row.kind, row.key, field, short(old), short(new)) for field, old, new in parts]
+        table += [(row.kind, row.key, field, cell(field, old), cell(field, new)) for field, old, new in parts]
     session.out.table(("row", "key", "field", "before", "after"), table, empty="no row differs")
 
 
@@ -109,6 +111,15 @@ def short(value: Any, width: int = 60) -> str:
     """Return a value in one short line."""
     text = "" if value is None else value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def cell(field: str, value: Any) -> str:
+    """Return one side of a change; a whole row (its field has no name) begins with what it says, or is absent."""
+    if field not in ("", "(row)"):
+        return short(value)
+    if value is None:
+        return "(no row)"
+    return short({name: value[name] for name in sorted(value, key=lambda name: name.startswith("_"))})
 
 
 def plain(value: Any) -> Any:

@@ -73,7 +73,8 @@ def tune(
         if row["status"] == "done"
     ]
     session.out.table(("trial", *record["best"]["values"], *names, "output"), rows)
-    words = " ".join(f"--set {record['step']}.{name}={value}" for name, value in record["best"]["values"].items())
+    step = "" if what in STAGES else f"{record['step']}."
+    words = " ".join(f"--set {step}{name}={value}" for name, value in record["best"]["values"].items())
     session.out.line(f"best: {words}")
     session.out.note(f"report {found.page}")
 

@@ -58,7 +58,7 @@ class Problem(BaseModel):
     def line(self) -> str:
         """Return the problem on one line."""
         where = ".".join(str(part) for part in self.path)
-        return f"{where}: {self.message}" + (f" {self.hint}" if self.hint else "")
+        return f"{where}: {self.message}".removeprefix(": ") + (f" {self.hint}" if self.hint else "")
 
 
 def check(config: type[ConfigT], values: Mapping[str, Any]) -> tuple[ConfigT | None, list[Problem]]:

@@ -148,7 +148,9 @@ def unused_artifacts(store: Store) -> set[str]:
     waiting = [*newest.values(), *store.index.tags().values()]
     for name in newest:
         history, branches = store.index.history(name)
-        waiting.extend(history[head].dataset for head in branches.values() if head in history)
+        # Branches are merged from where they parted: while there are several, all commits keep their data.
+        heads = history if len(branches) > 1 else branches.values()
+        waiting.extend(history[head].dataset for head in heads if head in history)
     kept: set[str] = set()
     while waiting:
         digest = waiting.pop()

@@ -1,8 +1,7 @@
 """The repetition rules of Gopher (Rae et al. 2021, arXiv 2112.11446, table A1): lines, paragraphs, commonest n-grams.
 
-N-grams are of words, and of characters in Han, kana and hangul text. Gopher's duplicate 5- to 10-grams are asked for
-only on request (`duplicate_ngrams`): reference pages repeat whole phrases for a good reason, and the duplicate lines
-find the rest.
+N-grams are of words, and of characters in Han, kana and hangul text. Reference pages repeat whole phrases for a good
+reason: leave `duplicate_ngrams` out for them.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class Repetition(Config):
     """Largest share of characters in the commonest three words."""
     max_top_4gram: float = Field(default=0.16, ge=0)
     """Largest share of characters in the commonest four words."""
-    duplicate_ngrams: bool = False
-    """Ask for the six rules that follow, too."""
+    duplicate_ngrams: bool = True
+    """Whether the six rules that follow are asked for."""
     max_duplicate_5gram: float = Field(default=0.15, ge=0, le=1)
     """Largest share of characters in five words that stood before."""
     max_duplicate_6gram: float = Field(default=0.14, ge=0, le=1)
