@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from catena.core.errors import DataError
+from catena.core.errors import DataError, UsageError
 from catena.core.sample import Sample
 from catena.core.stage import Context
 from catena.core.types import DatasetVersion
@@ -136,7 +136,7 @@ def test_label_errors_can_be_flagged_instead(context: Context) -> None:
 
 @pytest.mark.parametrize("stage", ["data.confidence", "data.label_errors"])
 def test_what_cannot_be_judged_is_refused_with_the_reason(context: Context, stage: str) -> None:
-    with pytest.raises(DataError, match="shape example"):
+    with pytest.raises(UsageError, match="a dataset of examples"):
         run(context, stage, {}, source=documents(context.store, "text"))
     with pytest.raises(DataError, match="fewer than two labels"):
         run(context, stage, {}, source=examples(context, ["a"] * 9, ["same"] * 9))

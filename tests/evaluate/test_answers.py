@@ -127,5 +127,5 @@ def test_an_unknown_split_and_another_shape_are_refused(context: Context, model:
     data = conversations(context.store, [("one", "q", "a")])
     with pytest.raises(UsageError, match="no split 'two'"):
         answers(context, CONFIG, model=model, data=data)
-    with pytest.raises(DataError, match="holds documents"):
+    with pytest.raises(UsageError, match="a dataset of conversations"):
         answers(context, CONFIG, model=model, data=documents(context.store, ["text"]))

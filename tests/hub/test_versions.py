@@ -252,6 +252,9 @@ def test_what_a_branch_stands_at_is_no_garbage(store: Store, tmp_path: Path) -> 
     put(store, {"a": "another main"})
     fsck.collect_garbage(store, unused=True)
     assert texts(store, "pages@fix")["k01"] == "b"
+    assert texts(store, "pages@1") == BASE  # where the branches parted
+    versions.delete_branch(store, "pages", "fix")
+    fsck.collect_garbage(store, unused=True)
     with pytest.raises(NotFound):
         store.resolve("pages@1")
     assert versions.verify(store, "pages") == []

@@ -226,7 +226,7 @@ def test_what_makes_no_sense_is_refused(
         classify(context, ClassifyConfig(steps=1), base=adapter, data=documents)
     with pytest.raises(UsageError, match="either a tokenizer"):
         masked(context, MaskedConfig(steps=1), data=documents)
-    with pytest.raises(UsageError, match="shape 'example'"):
+    with pytest.raises(UsageError, match="a dataset of examples"):
         classify(context, ClassifyConfig(steps=1), base=encoder, data=documents)
     data = examples(store, [("train", "x", " ")])
     with pytest.raises(DataError, match="the output of the sample e0 is empty"):

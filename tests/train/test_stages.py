@@ -161,7 +161,7 @@ def test_bad_inputs_of_pretrain_are_refused(
     store: Store, recorded: MakeContext, words: ModelVersion, conversations: DatasetVersion
 ) -> None:
     context = recorded("bad").context
-    with pytest.raises(UsageError, match="shape 'document'"):
+    with pytest.raises(UsageError, match="a dataset of documents"):
         pretrain(context, PRETRAIN, tokenizer=words, data=conversations)
     with store.new_dataset("document") as writer:
         empty = writer.commit()
