@@ -96,3 +96,24 @@ def test_a_recipe_on_ray_makes_the_same_bytes(tmp_path: Path) -> None:
         rejected = {name: ws.dataset(f"shared/{name}").version.rejects for name in ("kept", "unique")}
     assert rejected["kept"] == 1200
     assert rejected["unique"] == 900
+
+
+@pytest.mark.chain
+@pytest.mark.xdist_group("ray")
+def test_a_worker_of_ray_that_is_killed_costs_only_its_shard(tmp_path: Path) -> None:
+    needs_ray()
+    root = Path(__file__).parent.parent
+    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "tests.data.shards_on_ray", str(tmp_path)]
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told == {"rows": [10, 10, 10, 5], "begun": {"0": 1, "10": 2, "20": 1, "30": 1}}

@@ -144,7 +144,7 @@ def test_slurm_s_variables_are_the_contract() -> None:
     assert slurm_contract({}) == {}
 
 
-def test_training_by_command_is_the_same_on_one_process_and_on_two_under_slurm(
+def test_training_by_command_is_the_same_alone_and_on_two_processes_of_slurm_or_torchrun(
     store: Store, documents: DatasetVersion, recorded: MakeContext
 ) -> None:
     from catena.train.tokenizer import TokenizerConfig, tokenizer
@@ -161,9 +161,14 @@ def test_training_by_command_is_the_same_on_one_process_and_on_two_under_slurm(
         train += ["--set", f"{key}={value}"]
     said = run_module("tests.train.queued", *train, "--name", "queued", "--launch", "slurm", "--json", strict=False)
     assert '"ref": "queued@1"' in said
-    curves = [losses(store, name) for name in ("alone", "queued")]
-    assert len(curves[0]) == 4
-    assert all(abs(one - other) < 1e-5 for one, other in zip(*curves, strict=True))
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "catena"]
+    train += ["--set", "eval_every=202", "--name", "started", "--launch", "torchrun", "--json"]
+    said = run_module(*torchrun, *train, strict=False)
+    assert '"ref": "started@1"' in said
+    alone, *shared = (losses(store, name) for name in ("alone", "queued", "started"))
+    assert len(alone) == 4
+    for curve in shared:
+        assert all(abs(one - other) < 1e-5 for one, other in zip(alone, curve, strict=True))
 
 
 def test_processes_of_torchrun_meet_at_the_store_of_its_agent() -> None:
