@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -194,3 +195,20 @@ def _governed(running: Running, client_for: Any, keys: tuple[str, str, str], rev
     assert last.body["counts"][1] > 0
     told = list(jobs.files.lines(jobs.queue.file(last.body["error_file_id"], "ada")))
     assert json.loads(told[-1])["response"]["status_code"] == 401
+
+
+def test_a_queue_closes_when_what_is_under_way_has_ended(url: str) -> None:
+    queue = Queue(url)
+    order: list[str] = []
+
+    def close() -> None:
+        queue.close()
+        order.append("closed")
+
+    with queue._write():
+        closing = threading.Thread(target=close)
+        closing.start()
+        time.sleep(0.1)
+        order.append("ended")
+    closing.join(30)
+    assert order == ["ended", "closed"]

@@ -7,6 +7,7 @@ result that is there already stays (`results` has the line as its key).
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from catena.serve.jobs.tables import ACTIVE, FileRow, Job, Result, files, jobs, 
 
 COLUMNS = [jobs.c[name] for name in Job.__slots__]
 AT_ONCE = 500
+CLOSING_S = 30.0
+"""How long a close waits for transactions under way."""
 
 
 class Lost(CatenaError):
@@ -33,30 +36,45 @@ class Queue:
     def __init__(self, url: str | URL) -> None:
         self._index = Index(make_engine(url))
         self._opened = False
+        self._idle = threading.Condition()
+        self._users = 0
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
         self.open()
-        with self._index.translated(), self._index.engine.begin() as connection:
+        with self._in_use(), self._index.translated(), self._index.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
         self.open()
-        with self._index.translated(), self._index.engine.connect().execution_options(reads=True) as connection:
-            yield connection
+        with self._in_use(), self._index.translated(), self._index.engine.connect() as opened:
+            yield opened.execution_options(reads=True)
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._idle:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._users -= 1
+                self._idle.notify_all()
 
     def open(self) -> None:
         """Make the tables where there are none."""
         if not self._opened:
-            with self._index.translated(), self._index.engine.begin() as connection:
+            with self._in_use(), self._index.translated(), self._index.engine.begin() as connection:
                 if self._index.engine.dialect.name == "postgresql":  # two gateways may start at once
                     connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7274652907)")
                 metadata.create_all(connection)
             self._opened = True
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Give the connections back, when the threads that are at work have ended theirs."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._users, CLOSING_S)
         self._index.engine.dispose()
 
     # -- files -------------------------------------------------------------------------------------------------------
