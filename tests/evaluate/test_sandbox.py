@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from catena.evaluate.sandbox import Sandbox, cannot_contain, run_all
 from catena.evaluate.task import LimitsConfig
 
 LIMITS = LimitsConfig(seconds=60, memory_mb=256, processes=16, file_mb=4)
-contained = pytest.mark.skipif(bool(cannot_contain()), reason=f"programs cannot be contained: {cannot_contain()}")
+contained = pytest.mark.skipif(
+    bool(cannot_contain()) and not os.environ.get("CI"), reason=f"programs cannot be contained: {cannot_contain()}"
+)
 
 
 def reason(program: str, limits: LimitsConfig = LIMITS) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import exp, log
@@ -215,7 +216,7 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
 def test_code_is_run_and_judged(context: Context, store: Store, model: ModelVersion, tmp_path: Path) -> None:
     from catena.evaluate.sandbox import cannot_contain
 
-    if cannot_contain():
+    if cannot_contain() and not os.environ.get("CI"):
         pytest.skip(cannot_contain())
     code = """\
 name: code

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,7 @@ ROWS = 16
 TRIES = 5
 
 
-class LaidOutLinear(nn.Module):
+class LaidOutLinear(nn.Module, ABC):
     """A bfloat16 linear layer whose weight lies in an order of its own. It cannot be trained or saved."""
 
     bias: Tensor | None
@@ -51,9 +52,9 @@ class LaidOutLinear(nn.Module):
             return compiled
         return self.product(inputs)
 
+    @abstractmethod
     def product(self, inputs: Tensor) -> Tensor:
         """The product itself."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Say the shape."""
