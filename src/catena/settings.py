@@ -41,6 +41,19 @@ class HubSettings(HubConfig):
     """Port; 0 takes any free one."""
 
 
+class ConsoleSettings(Config):
+    """Where `catena console` listens, and what it stands beside."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in, once the workspace has keys."""
+    port: int = Field(default=8600, ge=0, le=65535)
+    """Port; 0 takes any free one."""
+    gateway: str = ""
+    """URL of the gateway that runs; empty: none."""
+    session_hours: float = Field(default=12.0, gt=0)
+    """How long a browser stays signed in, in hours."""
+
+
 class TrackSettings(Config):
     """Where runs are written down beside the workspace."""
 
@@ -82,6 +95,7 @@ class Settings(Config):
     """fsspec URL of the files for new workspaces; empty: a folder inside the workspace."""
     serve: ServeSettings = ServeSettings()
     hub: HubSettings = HubSettings()
+    console: ConsoleSettings = ConsoleSettings()
     track: TrackSettings = TrackSettings()
     backends: BackendsSettings = BackendsSettings()
     govern: GovernConfig = GovernConfig()

@@ -22,6 +22,7 @@ from catena.cli import (
     commit,
     compliance,
     compress,
+    console,
     data,
     deploy,
     drift,
@@ -57,7 +58,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 GROUPS = (
-    *(workspace, recipe, tune, stage, train, compress, evaluate, artifact, history, model, export, deploy),
+    *(workspace, recipe, tune, stage, train, compress, evaluate, artifact, history, model, export, deploy, console),
     plan_training,
     advise,
 )

@@ -113,6 +113,7 @@ EXTRA_OF: dict[str, str] = {
     "limits": "gateway",
     "redis": "gateway",
     "opentelemetry": "otel",
+    "nicegui": "console",
     "huggingface_hub": "hub",
     "httpx2": "hub",
 }

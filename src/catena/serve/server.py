@@ -82,13 +82,15 @@ def serve(
     on_ready: Callable[[str], None] | None = None,
     grace_seconds: int = GRACE_S,
     beside: AbstractAsyncContextManager[None] | None = None,
+    websockets: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then take nothing new, finish what runs for at most `grace_seconds`, and return.
 
     A second SIGINT ends at once. `on_ready` gets the URL when requests are taken. `beside` is entered before the first
-    request and left after the last, in the same event loop. Call it from the main thread.
+    request and left after the last, in the same event loop. `websockets` takes those too, and runs the application's
+    lifespan. Call it from the main thread.
     """
-    server = _Server(_config(app, listener, grace_seconds, config), listener, on_ready)
+    server = _Server(_config(app, listener, grace_seconds, config, websockets), listener, on_ready)
     signals = (signal.SIGTERM, signal.SIGINT)
     previous = [signal.signal(one, server.handle_exit) for one in signals]
     try:
@@ -150,7 +152,9 @@ async def _beside(server: _Server, listener: socket.socket, beside: AbstractAsyn
         await server.serve(sockets=[listener])
 
 
-def _config(app: ASGIApp, listener: socket.socket, grace_seconds: int, config: ServeConfig | None) -> uvicorn.Config:
+def _config(
+    app: ASGIApp, listener: socket.socket, grace_seconds: int, config: ServeConfig | None, websockets: bool = False
+) -> uvicorn.Config:
     bounds = config or ServeConfig()
     allow_files(bounds.max_connections + OWN_FILES)
     bound = listener.getsockname()[0]
@@ -163,8 +167,8 @@ def _config(app: ASGIApp, listener: socket.socket, grace_seconds: int, config: S
         told,
         loop="asyncio",
         http=bounded(bounds),
-        ws="none",
-        lifespan="off",
+        ws="websockets-sansio" if websockets else "none",
+        lifespan="on" if websockets else "off",
         log_config=None,  # logging is set up at entry points, never by a library
         access_log=False,
         server_header=False,

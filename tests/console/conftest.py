@@ -1,0 +1,170 @@
+"""A small real workspace, the console over it as a process of its own, and a real browser that looks at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import catena
+from catena.govern.keys import Keys
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+HERE = Path(__file__).parent
+EVIL = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+"""A text that would change the title of a page that takes data for HTML."""
+START_S = 120
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 860}
+
+
+def texts(folder: Path) -> Path:
+    """Write the documents of the small chain, English and Chinese, one of them hostile."""
+    folder.mkdir()
+    for number in range(24):
+        body = f"Document {number} tells of {number * 7} rivers, of towns and of the people who live there. " * 3
+        (folder / f"en-{number:02d}.txt").write_text(body + f"End of {number}.", encoding="utf-8")
+    for number in range(6):
+        body = f"第{number}篇文章讲述河流、城市和住在那里的人们，还有他们的第{number * 3}个故事。" * 3
+        (folder / f"zh-{number}.txt").write_text(body, encoding="utf-8")
+    (folder / "evil.txt").write_text(f"{EVIL} is what a hostile page may hold, and more words of it. " * 2)
+    (folder / "short.txt").write_text("too short")
+    shutil.copy(folder / "en-00.txt", folder / "en-copy.txt")
+    return folder
+
+
+@dataclass(frozen=True)
+class Small:
+    """The workspace's folder, and keys by role."""
+
+    root: Path
+    keys: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """A workspace with datasets, a trained model in production, a report and keys of three roles."""
+    place = tmp_path_factory.mktemp("console")
+    texts(place / "texts")
+    with catena.open(place / ".catena") as workspace:
+        recipe = workspace.recipe(HERE / "small.yaml", [f"documents.paths=[{json.dumps(str(place / 'texts'))}]"])
+        workspace.run(recipe)
+        workspace.tag("small/model", "production")
+        keys = {
+            role: Keys(workspace.store.index).create(f"{role}-key", role)[0] for role in ("admin", "developer", "user")
+        }
+    return Small(place / ".catena", keys)
+
+
+@contextmanager
+def running(root: Path, *options: str) -> Iterator[str]:
+    """Run `catena console` over a workspace; gives its address."""
+    words = [sys.executable, "-m", "catena", "console", "--port", "0", "--json", "--workspace", str(root), *options]
+    program = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ.copy())
+    late = threading.Timer(START_S, program.kill)
+    late.start()
+    assert program.stdout is not None
+    assert program.stderr is not None
+    said: list[str] = []
+    try:
+        body = ""
+        for line in program.stdout:
+            body += line
+            with suppress(ValueError):
+                yield json.loads(body)["url"]
+                break
+        else:
+            raise AssertionError(f"the console did not start: {body}{program.stderr.read()}")
+    finally:
+        late.cancel()
+        program.terminate()
+        said += program.communicate(timeout=60)[1:]
+    assert "Traceback" not in said[0], said[0]
+
+
+@pytest.fixture(scope="session")
+def console(small: Small) -> Iterator[str]:
+    """The address of a console over the small workspace, which has keys: people sign in."""
+    with running(small.root) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium. Where it is missing the tests skip, or fail when CI is set."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium here: sh scripts/system-packages")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield opened
+        opened.close()
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """A browser window of one person, and what went wrong in it."""
+
+    page: Any
+    url: str
+    errors: list[str]
+
+    def go(self, path: str) -> Any:
+        """Open a page and wait until it is drawn and connected; returns the answer."""
+        answer = self.page.goto(self.url + path)
+        self.page.wait_for_selector("main.c-main")
+        self.page.wait_for_function("window.socket && window.socket.connected")
+        return answer
+
+    @property
+    def text(self) -> str:
+        """What the page says."""
+        return str(self.page.inner_text("main"))
+
+    def too_wide(self) -> bool:
+        """Tell whether the body scrolls sideways."""
+        return bool(self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth"))
+
+
+Visit = Callable[..., Visitor]
+
+
+@pytest.fixture
+def visit(browser: Any, console: str, small: Small) -> Iterator[Visit]:
+    """Return a function that opens a window: `visit("admin", language="zh", size=PHONE, dark="dark")`."""
+    opened = []
+
+    def window(
+        role: str = "admin", *, language: str = "en", size: Any = DESK, dark: str = "light", at: str = ""
+    ) -> Visitor:
+        context = browser.new_context(viewport=size, locale="en-US")
+        context.set_default_timeout(30_000)
+        opened.append(context)
+        url = at or console
+        context.add_cookies(
+            [
+                {"name": "catena_language", "value": language, "url": url},
+                {"name": "catena_dark", "value": dark, "url": url},
+            ]
+        )
+        page, errors = context.new_page(), []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        if role and not at:
+            page.goto(f"{url}/login")
+            page.fill("#key", small.keys[role])
+            page.click("button[type=submit]")
+            page.wait_for_selector("main.c-main")
+        return Visitor(page, url, errors)
+
+    yield window
+    for context in opened:
+        context.close()
