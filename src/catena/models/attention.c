@@ -1,28 +1,56 @@
+/* Attention of a step's rows over a paged cache of bfloat16, 32 keys at a time, with a running softmax.
+ *
+ * Many queries of one head (a prompt) share a layout of the keys and values as panels, and are multiplied in tiles. For
+ * a few (one new token) laying out would cost more than it saves: they meet keys and values in registers. Both add up
+ * in the same order, so a token's numbers do not depend on which way it went. `decoder.c` has the types.
+ */
+
+typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
+
+#define TASK (16 * MOST) /* queries that share a layout of keys */
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#define AT_ONCE 8 /* queries of a head that meet keys and values in registers */
+#else
+#define AT_ONCE 0
+#endif
+
+typedef struct { const bf16 *keys[WIDE], *values[WIDE]; long base; int seen; } Page; /* those that somebody sees come first */
+
+#ifdef __AVX512F__
+/* Number i of vector j becomes number j of vector i. */
+INLINE void transpose(__m512i a[16]) {
+    __m512i b[16];
+    for (int at = 0; at < 16; at += 2) {
+        b[at] = _mm512_unpacklo_epi32(a[at], a[at + 1]);
+        b[at + 1] = _mm512_unpackhi_epi32(a[at], a[at + 1]);
+    }
+    for (int at = 0; at < 16; at += 4) {
+        a[at] = _mm512_unpacklo_epi64(b[at], b[at + 2]);
+        a[at + 1] = _mm512_unpackhi_epi64(b[at], b[at + 2]);
+        a[at + 2] = _mm512_unpacklo_epi64(b[at + 1], b[at + 3]);
+        a[at + 3] = _mm512_unpackhi_epi64(b[at + 1], b[at + 3]);
+    }
+    for (int at = 0; at < 4; at++) { /* lane l of a[4 * j + at]: column 4 * l + at of rows 4 * j .. */
+        __m512i p = _mm512_shuffle_i32x4(a[at], a[at + 4], 0x88), q = _mm512_shuffle_i32x4(a[at + 8], a[at + 12], 0x88);
+        __m512i r = _mm512_shuffle_i32x4(a[at], a[at + 4], 0xdd), s = _mm512_shuffle_i32x4(a[at + 8], a[at + 12], 0xdd);
+        b[at] = _mm512_shuffle_i32x4(p, q, 0x88);
+        b[at + 4] = _mm512_shuffle_i32x4(r, s, 0x88);
+        b[at + 8] = _mm512_shuffle_i32x4(p, q, 0xdd);
+        b[at + 12] = _mm512_shuffle_i32x4(r, s, 0xdd);
+    }
+    for (int at = 0; at < 16; at++) a[at] = b[at];
+}
+#endif
+
 /* 32 rows of `dim` bfloat16 as a panel [dim / 2][32][2]. */
 static void across(const bf16 *const *rows, long offset, int32_t *to, long dim) {
 #ifdef __AVX512F__
     for (int half = 0; half < 2; half++)
         for (long d = 0; d < dim / 2; d += LANES) {
-            __m512i a[16], b[16];
+            __m512i a[16];
             for (int at = 0; at < 16; at++) a[at] = _mm512_loadu_si512(rows[half * 16 + at] + offset + 2 * d);
-            for (int at = 0; at < 16; at += 2) {
-                b[at] = _mm512_unpacklo_epi32(a[at], a[at + 1]);
-                b[at + 1] = _mm512_unpackhi_epi32(a[at], a[at + 1]);
-            }
-            for (int at = 0; at < 16; at += 4) {
-                a[at] = _mm512_unpacklo_epi64(b[at], b[at + 2]);
-                a[at + 1] = _mm512_unpackhi_epi64(b[at], b[at + 2]);
-                a[at + 2] = _mm512_unpacklo_epi64(b[at + 1], b[at + 3]);
-                a[at + 3] = _mm512_unpackhi_epi64(b[at + 1], b[at + 3]);
-            }
-            for (int at = 0; at < 4; at++) { /* lane l of a[4 * j + at]: column 4 * l + at of rows 4 * j .. */
-                __m512i p = _mm512_shuffle_i32x4(a[at], a[at + 4], 0x88), q = _mm512_shuffle_i32x4(a[at + 8], a[at + 12], 0x88);
-                __m512i r = _mm512_shuffle_i32x4(a[at], a[at + 4], 0xdd), s = _mm512_shuffle_i32x4(a[at + 8], a[at + 12], 0xdd);
-                _mm512_storeu_si512(to + (d + at) * WIDE + half * 16, _mm512_shuffle_i32x4(p, q, 0x88));
-                _mm512_storeu_si512(to + (d + at + 8) * WIDE + half * 16, _mm512_shuffle_i32x4(p, q, 0xdd));
-                _mm512_storeu_si512(to + (d + at + 4) * WIDE + half * 16, _mm512_shuffle_i32x4(r, s, 0x88));
-                _mm512_storeu_si512(to + (d + at + 12) * WIDE + half * 16, _mm512_shuffle_i32x4(r, s, 0xdd));
-            }
+            transpose(a);
+            for (int at = 0; at < 16; at++) _mm512_storeu_si512(to + (d + at) * WIDE + half * 16, a[at]);
         }
 #else
     for (int row = 0; row < WIDE; row++)
@@ -46,39 +74,125 @@ typedef struct { /* what a thread's attention works with: 32 keys of one head, a
     struct Tile { int32_t query[MOST * 128]; float sums[MOST * 256], best[MOST], total[MOST]; long at[MOST]; int count; } tiles[];
 } Focus;
 
-/* A tile's queries with 32 keys, of which the first stands at `base`. */
-static void look(const Model *model, const Layer *layer, const Focus *f, struct Tile *tile, long base) {
+INLINE vf grown(vf sum, float by, vf more) {
+#ifdef __AVX512F__
+    return (vf)_mm512_fmadd_ps((__m512)sum, _mm512_set1_ps(by), (__m512)more);
+#else
+    return sum * by + more;
+#endif
+}
+
+/* Query m's 32 scores become weights, 16 pairs; returns what its sums so far are to be multiplied by. */
+INLINE float weighed(const Model *model, long window, struct Tile *tile, int m, long base, vf *scores, vi *pairs) {
+    const vi lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int half = 0; half < 2; half++) {
+        vi seen = lanes + (int32_t)(base + half * LANES);
+        vi hidden = seen > (int32_t)tile->at[m];
+        if (window) hidden |= seen <= (int32_t)(tile->at[m] - window);
+        scores[half] = either(hidden, (vf){0} - INFINITY, scores[half] * model->scaling);
+    }
+    float most = fmaxf(tile->best[m], largest(either(scores[0] > scores[1], scores[0], scores[1])));
+    *pairs = (vi){0};
+    if (most == -INFINITY) return 1.0f;
+    float change = expf(tile->best[m] - most);
+    for (int half = 0; half < 2; half++) scores[half] = exponential(scores[half] - most);
+    tile->total[m] = tile->total[m] * change + added(scores[0] + scores[1]);
+    tile->best[m] = most;
+    *pairs = paired((float *)scores);
+    return change;
+}
+
+/* A tile's queries with 32 keys in panels. */
+static void look(const Model *model, long window, const Focus *f, struct Tile *tile, long base) {
     long dim = model->dim;
     int high = size_of(tile->count);
     vf scores[MOST][2], out[MOST][2];
     int32_t weights[16 * MOST];
-    memset(scores, 0, sizeof scores);
-    memset(weights, 0, sizeof weights);
-    with_bf16[high]((Piece){(char *)f->keys, 0, (char *)tile->query, 0, 0, 0, dim, dim}, scores);
-    const vi lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    for (int m = 0; m < tile->count; m++) {
-        for (int half = 0; half < 2; half++) {
-            vi seen = lanes + (int32_t)(base + half * LANES);
-            vi hidden = seen > (int32_t)tile->at[m];
-            if (layer->window) hidden |= seen <= (int32_t)(tile->at[m] - layer->window);
-            scores[m][half] = either(hidden, (vf){0} - INFINITY, scores[m][half] * model->scaling);
-        }
-        float most = fmaxf(tile->best[m], fmaxf(largest(scores[m][0]), largest(scores[m][1])));
-        if (most == -INFINITY) continue;
-        float change = expf(tile->best[m] - most), *sums = tile->sums + m * dim;
-        for (int half = 0; half < 2; half++) scores[m][half] = exponential(scores[m][half] - most);
-        tile->total[m] = tile->total[m] * change + added(scores[m][0] + scores[m][1]);
-        tile->best[m] = most;
-        put_bf16((float *)scores[m], WIDE, weights + m, high);
-        if (change != 1.0f) for (long d = 0; d < dim; d += LANES) *(vf *)(sums + d) *= change;
+    float change[MOST];
+    memset(scores, 0, sizeof *scores * (size_t)high);
+    with_bf16[high](&(Piece){(char *)f->keys, 0, (char *)tile->query, 0, 0, 0, dim, dim}, scores);
+    for (int m = 0; m < high; m++) {
+        vi pairs = {0};
+        if (m < tile->count) change[m] = weighed(model, window, tile, m, base, scores[m], &pairs);
+        for (int at = 0; at < LANES; at++) weights[at * high + m] = pairs[at];
     }
     for (long panel = 0; panel < dim / WIDE; panel++) {
-        memset(out, 0, sizeof out);
-        with_bf16[high]((Piece){(char *)(f->values + panel * 16 * WIDE), 0, (char *)weights, 0, 0, 0, WIDE, WIDE}, out);
+        memset(out, 0, sizeof *out * (size_t)high);
+        with_bf16[high](&(Piece){(char *)(f->values + panel * 16 * WIDE), 0, (char *)weights, 0, 0, 0, WIDE, WIDE}, out);
         for (int m = 0; m < tile->count; m++)
-            for (int half = 0; half < 2; half++) *(vf *)(tile->sums + m * dim + panel * WIDE + half * LANES) += out[m][half];
+            for (int half = 0; half < 2; half++) {
+                vf *sum = (vf *)(tile->sums + m * dim + panel * WIDE + half * LANES);
+                *sum = grown(*sum, change[m], out[m][half]);
+            }
     }
 }
+
+#if AT_ONCE
+/* What `MR` queries take from 32 * COUNT numbers of the values, from number `d` on. */
+INLINE void take(const int MR, const int COUNT, const Page *page, long offset, long d, const vi *pairs, const float *change, struct Tile *tile, long dim) {
+    vf out[8][2][2];
+    for (int m = 0; m < MR; m++) for (int at = 0; at < COUNT; at++) out[m][at][0] = out[m][at][1] = (vf){0};
+    for (int pair = 0; 2 * pair < page->seen; pair++)
+#pragma GCC unroll 2
+        for (int at = 0; at < COUNT; at++) {
+            __m512i first = _mm512_loadu_si512(page->values[2 * pair] + offset + d + at * WIDE);
+            __m512i second = _mm512_loadu_si512(page->values[2 * pair + 1] + offset + d + at * WIDE);
+            vi low = (vi)_mm512_unpacklo_epi16(first, second), high = (vi)_mm512_unpackhi_epi16(first, second);
+#pragma GCC unroll 8
+            for (int m = 0; m < MR; m++) {
+                int32_t weight = ((const int32_t *)(pairs + m))[pair];
+                out[m][at][0] = dot2(out[m][at][0], low, weight);
+                out[m][at][1] = dot2(out[m][at][1], high, weight);
+            }
+        }
+    const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (int m = 0; m < MR && m < tile->count; m++)
+        for (int at = 0; at < COUNT; at++) {
+            __m512 low = (__m512)out[m][at][0], high = (__m512)out[m][at][1];
+            vf *sum = (vf *)(tile->sums + m * dim + d + at * WIDE), *next = (vf *)((float *)sum + LANES);
+            *sum = grown(*sum, change[m], (vf)_mm512_permutex2var_ps(low, front, high));
+            *next = grown(*next, change[m], (vf)_mm512_permutex2var_ps(low, back, high));
+        }
+}
+
+/* A few queries of one head with 32 keys as they lie in the pool. */
+INLINE void glance(const int MR, const Model *model, long window, const Page *page, long offset, struct Tile *tile) {
+    long dim = model->dim, d = 0;
+    vf scores[8][2];
+    vi pairs[8];
+    float change[8];
+    for (int half = 0; half < 2; half++) {
+        vf sums[8];
+        for (int m = 0; m < MR; m++) sums[m] = (vf){0};
+        for (long at = 0; at < dim / 2 && half * LANES < page->seen; at += LANES) {
+            __m512i a[16];
+            for (int key = 0; key < 16; key++) a[key] = _mm512_loadu_si512(page->keys[half * 16 + key] + offset + 2 * at);
+            transpose(a);
+            const int32_t *query = tile->query + at * MR;
+#pragma GCC unroll 16
+            for (int pair = 0; pair < 16; pair++)
+#pragma GCC unroll 8
+                for (int m = 0; m < MR; m++) sums[m] = dot2(sums[m], (vi)a[pair], query[pair * MR + m]);
+        }
+        for (int m = 0; m < MR; m++) scores[m][half] = sums[m];
+    }
+    for (int m = 0; m < MR; m++) {
+        pairs[m] = (vi){0};
+        if (m < tile->count) change[m] = weighed(model, window, tile, m, page->base, scores[m], pairs + m);
+    }
+    if (MR <= 4) for (; d + 2 * WIDE <= dim; d += 2 * WIDE) take(MR, 2, page, offset, d, pairs, change, tile, dim);
+    for (; d < dim; d += WIDE) take(MR, 1, page, offset, d, pairs, change, tile, dim);
+}
+
+typedef void Glance(const Model *, long, const Page *, long, struct Tile *);
+#define GLANCE(size) \
+    static void glance_##size(const Model *model, long window, const Page *page, long offset, struct Tile *tile) { \
+        glance(size, model, window, page, offset, tile); \
+    }
+GLANCE(1) GLANCE(2) GLANCE(4) GLANCE(6) GLANCE(8)
+static Glance *const glances[] = {0, glance_1, glance_2, 0, glance_4, 0, glance_6, 0, glance_8};
+#endif
 
 /* What a task has: queries from..to of a run (query q is that of row q / group), for some heads of keys. */
 typedef struct { const Run *run; long from, to, head, last_head; } Task;
@@ -106,33 +220,47 @@ static void begin(const Model *model, const Task *task, const float *qkv, Focus 
 }
 
 /* Read rows once in the order in which they lie: a processor sees that coming, and not the way of one head through them. */
-static void fetch(const bf16 *const *rows, long from, long to) {
+static void fetch(const bf16 *const *rows, int count, long from, long to) {
     uint32_t all = 0;
-    for (int lane = 0; lane < WIDE; lane++)
+    for (int lane = 0; lane < count; lane++)
         for (long at = from; at < to; at += 32) all |= *(const volatile bf16 *)(rows[lane] + at);
     (void)all;
 }
 
+/* Where 32 keys and values stand; those behind the last one are that one again, and hidden. */
+static void turn_to(const Model *model, const Layer *layer, const Step *step, const Task *task, long base, long last, Page *page) {
+    long dim = model->dim, size = step->block_size;
+    page->base = base;
+    page->seen = last - base + 1 < WIDE ? (int)(last - base + 1) : WIDE;
+    for (long lane = 0; lane < WIDE; lane++) {
+        long seen = base + lane <= last ? base + lane : last;
+        long offset = (task->run->blocks[seen / size] * size + seen % size) * model->kv_heads * dim;
+        page->keys[lane] = layer->keys + offset;
+        page->values[lane] = layer->values + offset;
+    }
+    fetch(page->keys, page->seen, task->head * dim, task->last_head * dim);
+    fetch(page->values, page->seen, task->head * dim, task->last_head * dim);
+}
 
 static void attend(const Model *model, const Layer *layer, const Step *step, const Task *task, const float *qkv, float *mixed, Focus *f) {
-    long dim = model->dim, group = model->heads / model->kv_heads, size = step->block_size, tiles = (task->to - task->from + MOST - 1) / MOST;
+    long dim = model->dim, group = model->heads / model->kv_heads, count = task->to - task->from, tiles = (count + MOST - 1) / MOST;
     long start = task->run->start, last = start + (task->to - 1) / group, lowest = start + task->from / group - layer->window + 1;
+    Page page;
     begin(model, task, qkv, f);
     for (long base = layer->window && lowest > 0 ? lowest / WIDE * WIDE : 0; base <= last; base += WIDE) {
-        const bf16 *keys[WIDE], *values[WIDE];
-        for (long lane = 0; lane < WIDE; lane++) {
-            long seen = base + lane <= last ? base + lane : last;
-            long offset = (task->run->blocks[seen / size] * size + seen % size) * model->kv_heads * dim;
-            keys[lane] = layer->keys + offset;
-            values[lane] = layer->values + offset;
-        }
-        fetch(keys, task->head * dim, task->last_head * dim);
-        fetch(values, task->head * dim, task->last_head * dim);
+        turn_to(model, layer, step, task, base, last, &page);
         for (long head = task->head; head < task->last_head; head++) {
-            across(keys, head * dim, f->keys, dim);
-            beside(values, head * dim, f->values, dim);
             struct Tile *tile = f->tiles + (head - task->head) * tiles;
-            for (long at = 0; at < tiles; at++, tile++) if (tile->at[tile->count - 1] >= base) look(model, layer, f, tile, base);
+#if AT_ONCE
+            if (count <= AT_ONCE) {
+                glances[size_of(count)](model, layer->window, &page, head * dim, tile);
+                continue;
+            }
+#endif
+            across(page.keys, head * dim, f->keys, dim);
+            beside(page.values, head * dim, f->values, dim);
+            for (long at = 0; at < tiles; at++, tile++)
+                if (tile->at[tile->count - 1] >= base) look(model, layer->window, f, tile, base);
         }
     }
     struct Tile *tile = f->tiles;
@@ -140,7 +268,7 @@ static void attend(const Model *model, const Layer *layer, const Step *step, con
         for (long q = task->from; q < task->to; tile++)
             for (int m = 0; m < tile->count; m++, q++) {
                 float *row = mixed + query_at(model, task, head, q, model->heads * dim), share = 1.0f / tile->total[m];
-                for (long d = 0; d < dim; d++) row[d] = tile->sums[m * dim + d] * share;
+                for (long d = 0; d < dim; d += LANES) *(vf *)(row + d) = *(const vf *)(tile->sums + m * dim + d) * share;
             }
 }
 
@@ -159,4 +287,3 @@ static void attention(const Model *model, const Layer *layer, const Step *step, 
     }
     free(focus);
 }
-

@@ -6,10 +6,6 @@
  */
 #include "panels.c"
 
-typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
-
-#define TASK (4 * MOST) /* queries that share a layout of keys */
-
 typedef struct {
     Linear query, key, value, out, gate, up, down;
     const float *before, *after, *query_norm, *key_norm; /* weights of the norms; the last two may be missing */

@@ -10,11 +10,15 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import math
+import mmap
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -26,7 +30,7 @@ from torch.nn import functional
 
 logger = logging.getLogger(__name__)
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("decoder.c", "panels.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("decoder.c", "attention.c", "panels.c"))
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-fopenmp", "-Wno-psabi")
 COMPILE_S = 120
 WIDE = 32
@@ -35,8 +39,12 @@ MANY = 64
 """Rows from which on a product is bound by arithmetic: torch does it where a measurement finds it faster."""
 TRIES = 6
 CLEARLY = 1.5
-LARGE = 1 << 21
-"""Bytes from which on a weight asks for large pages."""
+PAGE = 1 << 21
+"""Bytes of a large page."""
+CHUNK = 32 * PAGE
+"""Bytes that are asked for at a time; what no weight touches is not taken from the machine."""
+LINE = 64
+"""Bytes of a cache line."""
 BF16, INT8, INT4 = range(3)
 _INPUTS = {BF16: 2, INT8: 4, INT4: 8}
 """Inputs that lie side by side in a panel."""
@@ -197,9 +205,8 @@ def _laid_out(kind: int, numbers: Tensor) -> Tensor:
     """Return panels `[out / 32, in / side, 32, side]` of a weight, filled up with zeros to whole panels."""
     side, (outputs, inputs) = _INPUTS[kind], numbers.shape
     count = -(-outputs // WIDE)
-    found = torch.empty(count, inputs // side, WIDE, min(side, 4), dtype=torch.uint8 if kind else torch.bfloat16)
-    if found.nbytes >= LARGE:
-        library().native_large_pages(found.data_ptr(), found.nbytes)
+    shape = (count, inputs // side, WIDE, min(side, 4))
+    found = _arena.room(math.prod(shape) * (1 if kind else 2)).view(torch.uint8 if kind else torch.bfloat16).view(shape)
     for panel in range(count):  # one at a time: a copy of the whole weight would double the memory
         rows = numbers[panel * WIDE : (panel + 1) * WIDE]
         if len(rows) < WIDE:
@@ -217,6 +224,42 @@ def _laid_out(kind: int, numbers: Tensor) -> Tensor:
 def _scales(kind: int, scale: Tensor) -> Tensor:
     """Return the scales in the order of the panels: float32 for int8, float16 `[out / 32, groups, 32]` for int4."""
     rows, groups = -(-len(scale) // WIDE) * WIDE, scale.shape[1]
-    found = torch.zeros(rows, groups, dtype=torch.float16 if kind == INT4 else torch.float32)
-    found[: len(scale)] = scale
-    return found.view(-1, WIDE, groups).transpose(1, 2).contiguous()
+    filled = torch.zeros(rows, groups, dtype=torch.float16 if kind == INT4 else torch.float32)
+    filled[: len(scale)] = scale
+    panels = filled.view(-1, WIDE, groups).transpose(1, 2)
+    found = _arena.room(filled.nbytes).view(filled.dtype).view(panels.shape)
+    return found.copy_(panels)
+
+
+class _Arena:
+    """Memory of large pages, of which weights take their parts in the order in which they are laid out.
+
+    A token reads all weights, one after the other: so the end of one is no end for what the processor reads in advance.
+    A weight in memory of its own has large pages in its middle only. Chunks go back with the last weight in them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chunk: Callable[[], mmap.mmap | None] = lambda: None
+        self._at = self._end = 0
+
+    def room(self, size: int) -> Tensor:
+        """Return `size` bytes, all 0, from a cache line on."""
+        with self._lock:
+            memory = self._chunk()
+            if memory is None or self._at + size > self._end:
+                memory = self._new(max(size, CHUNK))
+            found = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=self._at)
+            self._at += -(-size // LINE) * LINE
+        return found
+
+    def _new(self, size: int) -> mmap.mmap:
+        memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._at = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % PAGE
+        self._end = self._at + size
+        self._chunk = weakref.ref(memory)
+        library().native_large_pages(self._at + ctypes.addressof(ctypes.c_char.from_buffer(memory)), size)
+        return memory
+
+
+_arena = _Arena()

@@ -242,13 +242,13 @@ typedef struct { const char *w; const void *scale; const char *x; const float *s
                  long ahead, k, group; } Piece;
 
 /* `MR` rows with a panel, or a part of one, are added to out[row][32]; what lies `ahead` of the weight is fetched. */
-INLINE void tile_bf16(const int MR, Piece p, vf out[][2]) {
+INLINE void tile_bf16(const int MR, const Piece *p, vf out[][2]) {
     vf sums[MOST][2];
     for (int m = 0; m < MR; m++) sums[m][0] = out[m][0], sums[m][1] = out[m][1];
-    const int32_t *w = (const int32_t *)p.w, *x = (const int32_t *)p.x;
-    for (long i = 0; i < p.k / 2; i++, w += WIDE, x += MR) {
+    const int32_t *w = (const int32_t *)p->w, *x = (const int32_t *)p->x;
+    for (long i = 0; i < p->k / 2; i++, w += WIDE, x += MR) {
         vi first = *(const vi *)w, second = *(const vi *)(w + LANES);
-        __builtin_prefetch((const char *)w + p.ahead, 0, 2);
+        __builtin_prefetch((const char *)w + p->ahead, 0, 2);
 #pragma GCC unroll 12
         for (int m = 0; m < MR; m++) {
             int32_t value = x[m];
@@ -269,17 +269,17 @@ INLINE vf half_to_float(const uint16_t *from) {
 #endif
 }
 
-INLINE void tile_whole(const int four, const int planes, const int MR, Piece p, vf out[][2]) {
-    const int32_t *w = (const int32_t *)p.w, *x = (const int32_t *)p.x;
+INLINE void tile_whole(const int four, const int planes, const int MR, const Piece *p, vf out[][2]) {
+    const int32_t *w = (const int32_t *)p->w, *x = (const int32_t *)p->x;
     const int offset = four ? 8 : 128;
-    for (long g = 0; g < p.k / p.group; g++) {
+    for (long g = 0; g < p->k / p->group; g++) {
         vi sums[2][MOST][2];
         for (int q = 0; q < planes; q++)
             for (int m = 0; m < MR; m++)
-                sums[q][m][0] = sums[q][m][1] = (vi){0} - p.sums[(g * planes + q) * MR + m] * offset;
-        for (long i = 0; i < p.group / (four ? 8 : 4); i++, w += WIDE) {
+                sums[q][m][0] = sums[q][m][1] = (vi){0} - p->sums[(g * planes + q) * MR + m] * offset;
+        for (long i = 0; i < p->group / (four ? 8 : 4); i++, w += WIDE) {
             vi first = *(const vi *)w, second = *(const vi *)(w + LANES);
-            __builtin_prefetch((const char *)w + p.ahead, 0, 2);
+            __builtin_prefetch((const char *)w + p->ahead, 0, 2);
     #pragma GCC unroll 2
             for (int upper = 0; upper <= four; upper++) {
                 vi a = upper ? first >> 4 : first, b = upper ? second >> 4 : second;
@@ -297,19 +297,19 @@ INLINE void tile_whole(const int four, const int planes, const int MR, Piece p, 
         }
         vf scale[2];
         for (int half = 0; half < 2; half++)
-            scale[half] = four ? half_to_float((const uint16_t *)p.scale + g * WIDE + half * LANES)
-                               : *(const vf *)((const float *)p.scale + half * LANES);
+            scale[half] = four ? half_to_float((const uint16_t *)p->scale + g * WIDE + half * LANES)
+                               : *(const vf *)((const float *)p->scale + half * LANES);
         for (int m = 0; m < MR; m++)
             for (int half = 0; half < 2; half++) {
                 vf value = __builtin_convertvector(sums[0][m][half], vf);
                 if (planes == 2) value = value * 256.0f + __builtin_convertvector(sums[1][m][half], vf);
-                out[m][half] += value * (scale[half] * p.scales[g * MR + m]);
+                out[m][half] += value * (scale[half] * p->scales[g * MR + m]);
             }
     }
 }
 
-typedef void Kernel(Piece, vf[][2]);
-#define SIZE(name, size, call) static void name##_##size(Piece p, vf out[][2]) { call; }
+typedef void Kernel(const Piece *, vf[][2]);
+#define SIZE(name, size, call) static void name##_##size(const Piece *p, vf out[][2]) { call; }
 #define SIX(name, call) /* for up to 1, 2, 4, 6, 8, 12 rows */ \
     call(name, 1) call(name, 2) call(name, 4) call(name, 6) call(name, 8) call(name, 12) \
     static Kernel *const name[] = {0, name##_1, name##_2, 0, name##_4, 0, name##_6, 0, name##_8, 0, 0, 0, name##_12};
@@ -348,7 +348,7 @@ static void product(const Linear *one, const Rows *x, float *y, long stride, int
                 int high = height(x, tile);
                 vf (*to)[2] = out[tiles <= FEW ? tile : 0];
                 if (tiles > FEW) memset(to, 0, sizeof(vf) * 2 * MOST);
-                kernels[high]((Piece){w + WIDE * from * halves / 2, scale + (one->kind == INT4 ? g * WIDE * 2 : 0),
+                kernels[high](&(Piece){w + WIDE * from * halves / 2, scale + (one->kind == INT4 ? g * WIDE * 2 : 0),
                                       x->data + (first * one->k + from * high) * each, x->scales + first * groups + g * high,
                                       x->sums + (first * groups + g * high) * x->planes,
                                       tiles == 1 ? AHEAD : tile < 2 ? bytes + 64 * tile : 0, size, one->group}, to);
