@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from typing import Any
 
 import pytest
@@ -62,12 +63,14 @@ def ids() -> torch.Tensor:
 
 def told(step: NativeStep, first: int, last: int, blocks: list[int]) -> torch.Tensor:
     """Return the logits of tokens first..last, which stand in the given blocks of the pool."""
-    table, size = torch.tensor(blocks, dtype=torch.int32), step.block_size
-    at = torch.arange(first, last)
-    slots = table[at // size].long() * size + at % size
-    runs = torch.tensor([(0, last - first, first, table.data_ptr())])
-    with torch.inference_mode():
-        return step._run(ids()[:, first:last], at[None], slots, runs, table, torch.arange(last - first))
+    table, size = array("i", blocks), step.block_size
+    positions = list(range(first, last))
+    slots = [table[at // size] * size + at % size for at in positions]
+    runs = array("q", (0, last - first, first, table.buffer_info()[0]))
+    logits, best = step.run(ids()[0, first:last].tolist(), positions, slots, runs, list(range(last - first)))
+    if logits.isfinite().all():
+        assert best == logits.argmax(dim=-1).tolist()
+    return logits
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from array import array
 from collections.abc import Sequence as Many
 from typing import Any
 
@@ -32,6 +33,10 @@ TOLERANCE = 0.1
 """Largest difference of a trial's logits (root mean square), as a share of their spread: rounding makes 0.01-0.04."""
 TRIAL = 37
 """Tokens of it: more than a block of keys, and no whole number of blocks."""
+MOVING = ("dynamic", "longrope")
+"""Kinds of rotary positions whose frequencies depend on how long a sequence is."""
+RUN = 4
+"""Numbers of a run."""
 
 
 class NativeStep:
@@ -42,15 +47,17 @@ class NativeStep:
         config = model.config
         _check(config)
         self.block_size = cache.block_size
-        self._embed, self._rotary = model.model.embed_tokens, model.model.rotary_emb
+        embedding, self._rotary = _embedding(model), model.model.rotary_emb
         self._kept: list[Any] = []
         """What C has the addresses of."""
         layers = [self._layer(one, at, config, cache) for at, one in enumerate(model.model.layers)]
-        array = (native.LayerRecord * len(layers))(*layers)
+        layer_array = (native.LayerRecord * len(layers))(*layers)
         attention = model.model.layers[0].self_attn
-        self._width, self._vocabulary = config.hidden_size, model.lm_head.out_features
+        if 2 * self._rotary.inv_freq.numel() != attention.head_dim:
+            raise ValueError("its positions turn a part of each head")
+        self._vocabulary = model.lm_head.out_features
         self._record = native.ModelRecord(
-            layers=ctypes.addressof(array),
+            layers=ctypes.addressof(layer_array),
             count=len(layers),
             width=config.hidden_size,
             heads=config.num_attention_heads,
@@ -60,34 +67,53 @@ class NativeStep:
             epsilon=config.rms_norm_eps,
             scaling=attention.scaling,
             norm=self._numbers(model.model.norm.weight),
+            embedding=embedding.data_ptr(),
+            vocabulary=len(embedding),
             head=self._weight(model.lm_head),
         )
-        self._kept.append(array)
+        self._kept += [layer_array, embedding]
 
-    def __call__(self, ids: Tensor, positions: Tensor, slots: Tensor, row: Many[Chunk], keep: Tensor) -> Tensor:
-        """Return float32 logits `[kept, vocabulary]` of the row `[1, tokens]`; keys and values go to the pools."""
+    def __call__(
+        self, ids: list[int], positions: list[int], slots: list[int], row: Many[Chunk], keep: list[int]
+    ) -> tuple[Tensor, list[int]]:
+        """Bring a row through the model; keys and values go to the pools.
+
+        Returns float32 logits `[kept, vocabulary]`, and of each the likeliest token, or -1 where they are no numbers.
+        """
         size = self.block_size
-        tables = [chunk.sequence.blocks[: -(-chunk.stop // size)] for chunk in row]
-        blocks = torch.tensor([block for table in tables for block in table], dtype=torch.int32)
-        runs, first, at = [], 0, blocks.data_ptr()
-        for chunk, table in zip(row, tables, strict=True):
+        blocks = array("i")
+        starts = []
+        for chunk in row:
+            starts.append(len(blocks))
+            blocks.extend(chunk.sequence.blocks[: -(-chunk.stop // size)])
+        runs, first, table = array("q"), 0, blocks.buffer_info()[0]
+        for chunk, start in zip(row, starts, strict=True):
             count = chunk.stop - chunk.start
-            runs.append((first, count, chunk.start, at))
-            first, at = first + count, at + 4 * len(table)
-        return self._run(ids, positions, slots, torch.tensor(runs), blocks, keep)
-
-    def _run(self, ids: Tensor, positions: Tensor, slots: Tensor, runs: Tensor, blocks: Tensor, keep: Tensor) -> Tensor:
-        hidden = self._embed(ids)[0].float().contiguous()
-        cos, sin = (one[0].contiguous() for one in self._rotary(hidden, positions))
-        logits = torch.empty(len(keep), self._vocabulary)
-        parts = (hidden, cos, sin, slots, runs, keep, logits)
-        step = native.StepRecord(
-            *(part.data_ptr() for part in parts), len(hidden), len(runs), len(keep), self.block_size
-        )
-        step.threads = torch.get_num_threads()
-        native.library().native_step(ctypes.byref(self._record), ctypes.byref(step))
+            runs.extend((first, count, chunk.start, table + start * blocks.itemsize))
+            first += count
+        found = self.run(ids, positions, slots, runs, keep)
         del blocks  # until here C had its address
-        return logits
+        return found
+
+    def run(
+        self, ids: list[int], positions: list[int], slots: list[int], runs: array[int], keep: list[int]
+    ) -> tuple[Tensor, list[int]]:
+        """The same, with the runs as C reads them: first row, rows, first position, address of the blocks."""
+        rotary, record = self._rotary, self._record
+        if rotary.rope_type in MOVING:  # its call changes them
+            rotary(torch.empty(0), torch.tensor([positions]))
+        frequencies = rotary.inv_freq.float()
+        record.frequencies, record.turn_scaling = frequencies.data_ptr(), rotary.attention_scaling
+        # No tensors: each operator of torch has to be read from memory again after all those weights.
+        parts = [array("q", one) for one in (ids, positions, slots)]
+        kept, best = array("q", keep), array("q", bytes(8 * len(keep)))
+        logits = torch.empty(len(keep), self._vocabulary)
+        addresses = [one.buffer_info()[0] for one in (*parts, runs, kept)]
+        step = native.StepRecord(*addresses, logits.data_ptr(), best.buffer_info()[0])
+        step.rows, step.count, step.kept, step.block_size = len(ids), len(runs) // RUN, len(keep), self.block_size
+        step.threads = torch.get_num_threads()
+        native.library().native_step(ctypes.byref(record), ctypes.byref(step))
+        return logits, best.tolist()
 
     def _layer(self, layer: Any, at: int, config: Any, cache: PagedCache) -> native.LayerRecord:
         attention, mlp = layer.self_attn, layer.mlp
@@ -139,6 +165,13 @@ class NativeStep:
 NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
 
 
+def _embedding(model: Any) -> Tensor:
+    embedding = model.model.embed_tokens
+    if type(embedding) is not nn.Embedding or embedding.weight.dtype != torch.bfloat16:
+        raise ValueError("its embeddings are no plain ones of bfloat16")
+    return embedding.weight.detach().contiguous()
+
+
 def _check(config: Any) -> None:
     """Raise `ValueError` for a model of other parts, as far as its config says it."""
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -165,15 +198,13 @@ def native_step(model: Any, cache: PagedCache, forward: Any) -> NativeStep | Non
     except (ValueError, AttributeError) as error:
         logger.info("steps go through the model's own forward: %s", error)
         return None
-    size, slots = cache.block_size, len(pool)
-    count = min(TRIAL, slots)
-    ids = (torch.arange(count) * 7919 % model.get_input_embeddings().weight.shape[0])[None]
-    positions, keep = torch.arange(count)[None], torch.tensor([0, count // 2, count - 1])
-    blocks = torch.arange(-(-count // size), dtype=torch.int32)
-    runs = torch.tensor([(0, count, 0, blocks.data_ptr())])
+    size, count = cache.block_size, min(TRIAL, len(pool))
+    ids, every = [at * 7919 % model.get_input_embeddings().weight.shape[0] for at in range(count)], list(range(count))
+    keep = [0, count // 2, count - 1]
+    blocks = array("i", range(-(-count // size)))
     with torch.inference_mode():
-        expected = forward(ids, positions, keep).float()
-        found = step._run(ids, positions, positions[0], runs, blocks, keep)
+        expected = forward(torch.tensor([ids]), torch.tensor([every]), torch.tensor(keep)).float()
+        found, _ = step.run(ids, every, every, array("q", (0, count, 0, blocks.buffer_info()[0])), keep)
     share = ((found - expected).square().mean().sqrt() / expected.std().clamp(min=1e-6)).item()
     if not share < TOLERANCE:
         logger.warning("steps go through the model's own forward: the native step differs by %.3f", share)

@@ -37,6 +37,8 @@ class Output:
     """`[rows, vocabulary]`: for each sampled chunk that of its last known token, then those of its guesses."""
     scored: tuple[tuple[Chunk, list[TokenLogprob]], ...]
     """Of the prompt's tokens `start + 1 .. end` of each chunk, as far as they exist and are to be told."""
+    best: list[int] | None = None
+    """The likeliest token of each row, where the step told it: -1 where its logits are no numbers."""
 
 
 class Runner:
@@ -80,22 +82,25 @@ class Runner:
     def drop(self, sequence_id: str) -> None:
         """Nothing is kept by sequence here: blocks are the scheduler's."""
 
-    @torch.inference_mode()
     def run(self, chunks: Many[Chunk]) -> Output:
         """Put the chunks through the model; afterwards their keys and values are in the pool."""
         assert self.cache is not None
         row = arrange(chunks)
-        ids, positions, slots = self._tokens(row, self.cache.block_size)
+        tokens = self._tokens(row, self.cache.block_size)
         wanted = Wanted.of(row)
         self.adapters.select(row)
-        if self.native is not None and self._natively(row, ids.shape[1]):
-            return wanted.output(self.native(ids, positions, slots, row, self._tensor(wanted.keep)))
-        batch = self._batch(row, slots, self.cache)
+        if self.native is not None and self._natively(row, len(tokens[0])):
+            return wanted.output(*self.native(*tokens, row, wanted.keep))
+        return wanted.output(self._run(row, tokens, wanted.keep, self.cache))
+
+    @torch.inference_mode()
+    def _run(self, row: Many[Chunk], tokens: tuple[list[int], ...], keep: list[int], cache: PagedCache) -> Tensor:
+        """Return the logits of the tokens in `keep`, by the model's own forward."""
+        ids, positions, slots = self._tensor([tokens[0]]), self._tensor([tokens[1]]), self._tensor(tokens[2])
+        batch = self._batch(row, slots, cache)
         if self.compiled is not None and self._plain(row) and self.compiled.ready(len(row)):
-            logits = self.compiled(ids, positions, batch)[self._tensor(wanted.keep)]
-        else:
-            logits = self._forward(ids, positions, batch, self._tensor(wanted.keep))
-        return wanted.output(logits)
+            return self.compiled(ids, positions, batch)[self._tensor(keep)]
+        return self._forward(ids, positions, batch, self._tensor(keep))
 
     def _natively(self, row: Many[Chunk], tokens: int) -> bool:
         """Whether the step in C takes a row: no adapter has a part in it, and it is no slower at so many tokens."""
@@ -121,8 +126,9 @@ class Runner:
             raise DataError("it does not give the logits of chosen positions only")
         return layout
 
-    def _tokens(self, row: Many[Chunk], size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ids and positions `[1, tokens]` of a row, and the slots of its keys and values."""
+    @staticmethod
+    def _tokens(row: Many[Chunk], size: int) -> tuple[list[int], list[int], list[int]]:
+        """Return ids and positions of a row's tokens, and the slots of their keys and values."""
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -131,7 +137,7 @@ class Runner:
             ids += chunk.ids
             positions += range(chunk.start, chunk.stop)
             slots += [blocks[at // size] * size + at % size for at in range(chunk.start, chunk.stop)]
-        return self._tensor([ids]), self._tensor([positions]), self._tensor(slots)
+        return ids, positions, slots
 
     def _batch(self, row: Many[Chunk], slots: Tensor, cache: PagedCache) -> Batch:
         prefills: list[Prefill] = []
@@ -222,14 +228,16 @@ class Wanted:
             keep += range(first, first + len(_targets(chunk)))
         return Wanted(sampled, scored, keep)
 
-    def output(self, logits: Tensor) -> Output:
-        """Sort logits `[keep, vocabulary]` to their chunks."""
+    def output(self, logits: Tensor, best: list[int] | None = None) -> Output:
+        """Sort logits `[keep, vocabulary]`, and the likeliest token of each, to their chunks."""
+        if not self.scored:
+            return Output(self.sampled, logits, (), best)
         rows = sum(1 + len(chunk.draft) for chunk in self.sampled)
         targets = [token for chunk in self.scored for token in _targets(chunk)]
         tops = [chunk.sequence.params.prompt_logprobs or 0 for chunk in self.scored for _ in _targets(chunk)]
         entries = iter(report(logits[rows:], targets, tops))
         scored = tuple((chunk, [next(entries) for _ in _targets(chunk)]) for chunk in self.scored)
-        return Output(self.sampled, logits[:rows], scored)
+        return Output(self.sampled, logits[:rows], scored, best and best[:rows])
 
 
 def _targets(chunk: Chunk) -> list[int]:

@@ -43,8 +43,14 @@ def choose(output: Output) -> list[list[Choice]]:
         while len(sequence.draws) < 1 + len(chunk.draft):
             sequence.draws.append(sequence.random.random())
         draws += sequence.draws[: 1 + len(chunk.draft)]
-    tokens = sample(adjust(output.logits, rows), [one.params for one in rows], draws)
+    if output.best is not None and not any(one.params.temperature > 0 or adjusts(one) for one in rows):
+        tokens = output.best
+    else:
+        tokens = sample(adjust(output.logits, rows), [one.params for one in rows], draws)
     told = [at for at, one in enumerate(rows) if one.params.logprobs is not None and tokens[at] != INVALID]
+    if not told:
+        choices = iter([Choice(token) for token in tokens])
+        return [[next(choices) for _ in range(1 + len(chunk.draft))] for chunk in output.sampled]
     entries = report(output.logits[told], [tokens[at] for at in told], [rows[at].params.logprobs or 0 for at in told])
     reported = dict(zip(told, entries, strict=True))
     choices = iter([Choice(token, reported.get(at)) for at, token in enumerate(tokens)])

@@ -16,25 +16,30 @@ typedef struct {
 typedef struct {
     const Layer *layers;
     long count, width, heads, kv_heads, dim, inner;
-    float epsilon, scaling;
-    const float *norm;
+    float epsilon, scaling, turn_scaling;
+    const float *norm, *frequencies;                      /* [dim / 2], of the rotary positions */
+    const bf16 *embedding;                                /* [vocabulary][width] */
+    long vocabulary;
     Linear head;
 } Model;
 
 typedef struct { long first, rows, start; const int32_t *blocks; } Run; /* rows of one sequence, from a position on */
 
 typedef struct {
-    float *hidden;            /* [rows][width], the embeddings at first */
-    const float *cos, *sin;   /* [rows][dim] */
-    const int64_t *slots;     /* [rows] */
+    const int64_t *ids, *positions, *slots; /* [rows] */
     const Run *runs;
     const int64_t *keep;      /* rows whose logits are wanted */
-    float *logits;            /* [kept][vocabulary] */
+    float *logits;            /* [kept][outputs of the head] */
+    int64_t *best;            /* [kept]: the first of the largest, or -1 where that is no number */
     long rows, count, kept, block_size;
     int threads;
 } Step;
 
-typedef struct { float *qkv, *mixed, *gates, *scratch; Rows in, mix, inner, last; } Space;
+typedef struct {
+    float *hidden, *cos, *sin; /* [rows][width], [rows][dim / 2] */
+    float *qkv, *mixed, *gates, *scratch;
+    Rows in, mix, inner, last;
+} Space;
 
 static void normed(const float *row, const float *weight, float *to, long size, float epsilon) {
     vf squares = {0};
@@ -47,17 +52,62 @@ static void turned(float *row, const float *cos, const float *sin, long dim) { /
     for (long at = 0; at < dim / 2; at += LANES) {
         vf a = *(vf *)(row + at), b = *(vf *)(row + dim / 2 + at);
         *(vf *)(row + at) = a * *(const vf *)(cos + at) - b * *(const vf *)(sin + at);
-        *(vf *)(row + dim / 2 + at) = b * *(const vf *)(cos + dim / 2 + at) + a * *(const vf *)(sin + dim / 2 + at);
+        *(vf *)(row + dim / 2 + at) = b * *(const vf *)(cos + at) + a * *(const vf *)(sin + at);
+    }
+}
+
+/* Embeddings of the rows, and the turns of their positions. */
+static void start(const Model *model, const Step *step, const Space *s, Team team) {
+    long half = model->dim / 2;
+    for (long m = part(step->rows, team, team.number); m < part(step->rows, team, team.number + 1); m++) {
+        float *to = s->hidden + m * model->width;
+        int known = step->ids[m] >= 0 && step->ids[m] < model->vocabulary;
+        const bf16 *row = model->embedding + (known ? step->ids[m] * model->width : 0);
+        for (long at = 0; at < model->width; at++) to[at] = known ? as_float((uint32_t)row[at] << 16) : NAN;
+        for (long at = 0; at < half; at++) {
+            float angle = (float)step->positions[m] * model->frequencies[at];
+            s->cos[m * half + at] = cosf(angle) * model->turn_scaling;
+            s->sin[m * half + at] = sinf(angle) * model->turn_scaling;
+        }
     }
 }
 
 /* Whoever gets the block next must not find what is no number: a hidden place counts as 0 times its value. */
-INLINE bf16 stored(float value) {
-    return value != value ? 0 : value > 3.3895e38f ? 0x7f7f : value < -3.3895e38f ? 0xff7f : (bf16)rounded(value);
+static void store(const float *row, bf16 *to, long dim) {
+    const vf most = (vf){0} + as_float(0x7f7f0000);
+    for (long at = 0; at < dim; at += 2 * LANES) {
+        vf values[2];
+        for (int half = 0; half < 2; half++) {
+            vf v = *(const vf *)(row + at + half * LANES);
+            v = either(v == v, v, (vf){0});
+            v = either(v > most, most, v);
+            values[half] = either(v < -most, -most, v);
+        }
+        vi pairs = paired((const float *)values);
+        memcpy(to + at, &pairs, sizeof pairs);
+    }
+}
+
+static int64_t first_largest(const float *row, long size) {
+    vf most = (vf){0} - INFINITY;
+    vi odd = {0};
+    long at = 0;
+    for (; at + LANES <= size; at += LANES) {
+        vf v = *(const vf *)(row + at);
+        most = either(v > most, v, most);
+        odd |= v != v;
+    }
+    float best = largest(most);
+    int spoilt = total(odd) != 0;
+    for (; at < size; at++) best = row[at] > best ? row[at] : best, spoilt |= row[at] != row[at];
+    if (spoilt || !(best > -INFINITY && best < INFINITY)) return -1;
+    for (at = 0; row[at] != best; at++) {}
+    return at;
 }
 
 /* Norm and rotation of queries and keys; keys and values go to the pool. */
-static void place(const Model *model, const Layer *layer, const Step *step, float *qkv, Team team) {
+static void place(const Model *model, const Layer *layer, const Step *step, const Space *s, Team team) {
+    float *qkv = s->qkv;
     long dim = model->dim, all = model->heads + 2 * model->kv_heads, units = step->rows * all;
     for (long unit = part(units, team, team.number); unit < part(units, team, team.number + 1); unit++) {
         long m = unit / all, head = unit % all, other = head - model->heads;
@@ -66,19 +116,19 @@ static void place(const Model *model, const Layer *layer, const Step *step, floa
         bf16 *to = 0;
         if (other < model->kv_heads) {
             if (norm) normed(row, norm, row, dim, model->epsilon);
-            turned(row, step->cos + m * dim, step->sin + m * dim, dim);
+            turned(row, s->cos + m * dim / 2, s->sin + m * dim / 2, dim);
             if (other >= 0) to = layer->keys + (step->slots[m] * model->kv_heads + other) * dim;
         } else to = layer->values + (step->slots[m] * model->kv_heads + other - model->kv_heads) * dim;
-        for (long at = 0; to && at < dim; at++) to[at] = stored(row[at]);
+        if (to) store(row, to, dim);
     }
 }
 
 #include "attention.c"
 
-static void put_normed(const Model *model, const Step *step, const float *weight, const Rows *x, Team team) {
+static void put_normed(const Model *model, const Step *step, const float *hidden, const float *weight, const Rows *x, Team team) {
     float *row = malloc(sizeof(float) * (size_t)model->width);
     for (long m = part(step->rows, team, team.number); m < part(step->rows, team, team.number + 1); m++) {
-        normed(step->hidden + m * model->width, weight, row, model->width, model->epsilon);
+        normed(hidden + m * model->width, weight, row, model->width, model->epsilon);
         put(row, x, m);
     }
     free(row);
@@ -97,59 +147,73 @@ static void put_gated(const Model *model, const Step *step, float *gates, const 
 
 static void layer_step(const Model *model, const Layer *layer, const Step *step, Space *s, Team team) {
     long dim = model->dim, all = (model->heads + 2 * model->kv_heads) * dim, wide = model->heads * dim;
-    put_normed(model, step, layer->before, &s->in, team);
+    put_normed(model, step, s->hidden, layer->before, &s->in, team);
     meet(team);
     product(&layer->query, &s->in, s->qkv, all, 0, team);
     product(&layer->key, &s->in, s->qkv + wide, all, 0, team);
     product(&layer->value, &s->in, s->qkv + wide + model->kv_heads * dim, all, 0, team);
     meet(team);
-    place(model, layer, step, s->qkv, team);
+    place(model, layer, step, s, team);
     meet(team);
     attention(model, layer, step, s->qkv, s->mixed, team);
     meet(team);
     for (long m = part(step->rows, team, team.number); m < part(step->rows, team, team.number + 1); m++)
         put(s->mixed + m * wide, &s->mix, m);
     meet(team);
-    product(&layer->out, &s->mix, step->hidden, model->width, 1, team);
+    product(&layer->out, &s->mix, s->hidden, model->width, 1, team);
     meet(team);
-    put_normed(model, step, layer->after, &s->in, team);
+    put_normed(model, step, s->hidden, layer->after, &s->in, team);
     meet(team);
     product(&layer->gate, &s->in, s->gates, 2 * model->inner, 0, team);
     product(&layer->up, &s->in, s->gates + model->inner, 2 * model->inner, 0, team);
     meet(team);
     put_gated(model, step, s->gates, &s->inner, team);
     meet(team);
-    product(&layer->down, &s->inner, step->hidden, model->width, 1, team);
+    product(&layer->down, &s->inner, s->hidden, model->width, 1, team);
     meet(team);
+}
+
+/* Room for all that lies between; returns what is to be freed. */
+static char *spread(const Model *model, const Step *step, Space *s) {
+    const Layer *one = model->layers;
+    long rows = step->rows, all = (model->heads + 2 * model->kv_heads) * model->dim, wide = model->heads * model->dim;
+    long floats = rows * (model->width + model->dim + all + wide + 2 * model->inner) + step->kept * model->width;
+    long bytes = 2 * rows_bytes(rows, model->width) + rows_bytes(rows, wide) + rows_bytes(rows, model->inner);
+    char *memory = aligned_alloc(64, (size_t)(floats * 4 + bytes + 127) / 64 * 64), *rest = memory;
+    s->in = rows_for(&one->query, rows, &rest);
+    s->mix = rows_for(&one->out, rows, &rest);
+    s->inner = rows_for(&one->down, rows, &rest);
+    s->last = rows_for(&model->head, step->kept, &rest);
+    s->hidden = (float *)rest;
+    s->cos = s->hidden + rows * model->width;
+    s->sin = s->cos + rows * model->dim / 2;
+    s->qkv = s->sin + rows * model->dim / 2;
+    s->mixed = s->qkv + rows * all;
+    s->gates = s->mixed + rows * wide;
+    s->scratch = s->gates + rows * 2 * model->inner;
+    return memory;
 }
 
 /* Bring all rows through all layers: the pools get their keys and values, `logits` those of the rows in `keep`. */
 void native_step(const Model *model, const Step *step) {
-    const Layer *one = model->layers;
-    long rows = step->rows, all = (model->heads + 2 * model->kv_heads) * model->dim, wide = model->heads * model->dim;
-    long floats = rows * (all + wide + 2 * model->inner) + step->kept * model->width;
-    long bytes = 2 * rows_bytes(rows, model->width) + rows_bytes(rows, wide) + rows_bytes(rows, model->inner);
-    char *memory = aligned_alloc(64, (size_t)(floats * 4 + bytes + 127) / 64 * 64), *rest = memory;
     Space s;
-    s.in = rows_for(&one->query, rows, &rest);
-    s.mix = rows_for(&one->out, rows, &rest);
-    s.inner = rows_for(&one->down, rows, &rest);
-    s.last = rows_for(&model->head, step->kept, &rest);
-    s.qkv = (float *)rest;
-    s.mixed = s.qkv + rows * all;
-    s.gates = s.mixed + rows * wide;
-    s.scratch = s.gates + rows * 2 * model->inner;
+    char *memory = spread(model, step, &s);
     Gate gate = {0, 0, 0};
 #pragma omp parallel num_threads(step->threads)
     {
         Team team = {omp_get_thread_num(), omp_get_num_threads(), &gate};
+        start(model, step, &s, team); /* each thread's rows are its own until the first product */
         for (long at = 0; at < model->count; at++) layer_step(model, model->layers + at, step, &s, team);
         for (long m = part(step->kept, team, team.number); m < part(step->kept, team, team.number + 1); m++) {
-            normed(step->hidden + step->keep[m] * model->width, model->norm, s.scratch + m * model->width, model->width, model->epsilon);
-            put(s.scratch + m * model->width, &s.last, m);
+            float *row = s.scratch + m * model->width;
+            normed(s.hidden + step->keep[m] * model->width, model->norm, row, model->width, model->epsilon);
+            put(row, &s.last, m);
         }
         meet(team);
         if (step->kept) product(&model->head, &s.last, step->logits, model->head.n, 0, team);
+        meet(team);
+        for (long m = part(step->kept, team, team.number); m < part(step->kept, team, team.number + 1); m++)
+            step->best[m] = first_largest(step->logits + m * model->head.n, model->head.n);
     }
     free(memory);
 }

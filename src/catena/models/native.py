@@ -78,8 +78,9 @@ class ModelRecord(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.c_void_p),
         *((name, ctypes.c_long) for name in ("count", "width", "heads", "kv_heads", "dim", "inner")),
-        *((name, ctypes.c_float) for name in ("epsilon", "scaling")),
-        ("norm", ctypes.c_void_p),
+        *((name, ctypes.c_float) for name in ("epsilon", "scaling", "turn_scaling")),
+        *((name, ctypes.c_void_p) for name in ("norm", "frequencies", "embedding")),
+        ("vocabulary", ctypes.c_long),
         ("head", Record),
     )
 
@@ -88,7 +89,7 @@ class StepRecord(ctypes.Structure):
     """The rows of a step, as C sees them (`Step`)."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("hidden", "cos", "sin", "slots", "runs", "keep", "logits")),
+        *((name, ctypes.c_void_p) for name in ("ids", "positions", "slots", "runs", "keep", "logits", "best")),
         *((name, ctypes.c_long) for name in ("rows", "count", "kept", "block_size")),
         ("threads", ctypes.c_int),
     )
