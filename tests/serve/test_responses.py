@@ -10,6 +10,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from catena.core.generate import Completion, Delta, Request, TokenLogprob
 from catena.serve.app import build_app
 from catena.serve.server import background
 
@@ -93,6 +94,30 @@ def test_log_probabilities_come_where_they_are_asked_for(client: openai.OpenAI) 
     assert item.type == "message"
     assert item.content[0].type == "output_text"
     assert [len(one.top_logprobs) for one in item.content[0].logprobs or []] == [2] * 4
+
+
+class Ending(Scripted):
+    """Its last token has no text."""
+
+    def submit(self, request: Request, on_delta: Callable[[Delta], None]) -> None:
+        """Answer with one token that is text and one that is not."""
+        first, last = TokenLogprob(70, -0.5, ((70, -0.5),)), TokenLogprob(3, -1.5, ((3, -1.5),))
+        on_delta(Delta(self.text, token_ids=(70,), token_logprobs=(first,)))
+        whole = Completion(request.id, self.text, (70, 3), "length", 4, token_logprobs=(first, last))
+        on_delta(Delta("", whole, (3,), (last,)))
+
+
+def test_a_token_without_text_at_the_end_has_its_log_probability_too(
+    tokenizer: Any, client_of: Callable[[str], openai.OpenAI]
+) -> None:
+    asked: Any = {"model": "m", "input": "hello", "include": ["message.output_text.logprobs"]}
+    with background(build_app({"m": Ending(tokenizer, "hi")})) as url:
+        client = client_of(url)
+        answer = client.responses.create(**asked)
+        deltas = [one for one in client.responses.create(**asked, stream=True) if "output_text.delta" in one.type]
+    assert answer.output_text == "hi"
+    assert [one.logprob for one in answer.output[0].content[0].logprobs] == [-0.5, -1.5]
+    assert [one.logprob for delta in deltas for one in delta.logprobs] == [-0.5, -1.5]
 
 
 def test_a_required_tool_is_called(client: openai.OpenAI) -> None:

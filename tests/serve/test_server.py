@@ -20,7 +20,8 @@ from starlette.routing import Route
 from catena.core.errors import PortInUse, UsageError
 from catena.serve.server import background, listen, url_of
 
-# A server whose one route answers after a while; it prints its URL when it is ready, and "end" when it is done.
+# A server whose one route answers after a while; it prints its URL when it is ready, "asked" when a request is there,
+# and "end" when it is done.
 PROGRAM = """
 import asyncio, sys
 from starlette.applications import Starlette
@@ -29,6 +30,7 @@ from starlette.routing import Route
 from catena.serve.server import listen, serve
 
 async def slow(request):
+    print("asked", flush=True)
     await asyncio.sleep(float(sys.argv[1]))
     return PlainTextResponse("done")
 
@@ -46,7 +48,8 @@ def start(seconds: float, grace: int) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
-def ask_in_thread(url: str) -> tuple[threading.Thread, list[str]]:
+def ask_in_thread(process: subprocess.Popen[str], url: str) -> tuple[threading.Thread, list[str]]:
+    """Ask, and come back once the server is at work on it."""
     answers: list[str] = []
 
     def ask() -> None:
@@ -57,18 +60,27 @@ def ask_in_thread(url: str) -> tuple[threading.Thread, list[str]]:
 
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(0.3)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "asked"
     return thread, answers
+
+
+def takes_connections(url: str) -> bool:
+    host, port = url.removeprefix("http://").split(":")
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_running_requests_finish_and_takes_no_new_ones(sent: signal.Signals) -> None:
-    process, url = start(0.8, 20)
-    thread, answers = ask_in_thread(url)
+    process, url = start(1.5, 20)
+    thread, answers = ask_in_thread(process, url)
     process.send_signal(sent)
-    time.sleep(0.3)
-    with pytest.raises(httpx.HTTPError):
-        httpx.get(url, timeout=2)
+    while takes_connections(url):
+        time.sleep(0.02)
     thread.join()
     assert answers == ["done"]
     out, _ = process.communicate(timeout=20)
@@ -78,7 +90,7 @@ def test_a_signal_lets_running_requests_finish_and_takes_no_new_ones(sent: signa
 
 def test_after_the_deadline_what_still_runs_is_cut_off() -> None:
     process, url = start(60, 1)
-    thread, answers = ask_in_thread(url)
+    thread, answers = ask_in_thread(process, url)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     thread.join()

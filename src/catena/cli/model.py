@@ -15,6 +15,8 @@ from catena.cli.session import Session, session_of
 from catena.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from catena.cli.chat import Answer
     from catena.core.types import ModelVersion
     from catena.govern.config import GovernConfig
@@ -172,7 +174,8 @@ def _serve_one(
             closing(_opened(workspace.store, version, others, *engine)) as generator,
         ):
             models, prints = {name: generator}, {name: version.digest}
-            app = build_app(models, fingerprints=prints, config=settings, middleware=middleware)
+            found = partial(_adapter_folder, workspace.store)
+            app = build_app(models, fingerprints=prints, config=settings, middleware=middleware, adapters=found)
             beside = with_grpc(session, app, (place[0], grpc), settings)
             ready = partial(_ready, session, name, version.digest)
             serve_app(app, listener, config=settings, on_ready=ready, beside=beside)
@@ -224,6 +227,16 @@ def _opened(
         generator.close()
         raise
     return generator
+
+
+def _adapter_folder(store: Store, ref: str) -> Path:
+    """Return the folder of a stored adapter; raises `UsageError` for another kind of model."""
+    from catena.core.types import ModelVersion
+
+    version = store.resolve(ref, ModelVersion)
+    if version.form != "adapter":
+        raise UsageError(f"{ref} is no adapter (LoRA), but a model of the form {version.form}")
+    return store.checkout(version)
 
 
 def _ready(session: Session, name: str, digest: str, url: str) -> None:

@@ -75,8 +75,7 @@ class Engine(EmbedsTexts):
         self._tickets: dict[str, Ticket] = {}
         self._cancelled: set[str] = set()
         self._thread: threading.Thread | None = None
-        self._closed = False
-        self._guests = 0
+        self._closed, self._guests = False, 0
         self._failure: BaseException | None = None
 
     # -- one step ----------------------------------------------------------------------------------------------------
@@ -283,17 +282,19 @@ class Engine(EmbedsTexts):
         Raises `UsageError` or `DataError` for an adapter that does not fit, or cannot stand beside others.
         """
         if not self.runner.paged:
-            raise UsageError(
-                "adapters beside a model need a paged cache, which this model cannot have", hint="Merge it."
-            )
-        with self._stepping:
+            raise UsageError("adapters need a paged cache, which this model cannot have", hint="Merge it.")
+        with self._stepping, self._wake:
             self.runner.adapters.load(name, folder)
+            self._sweep()
 
     def unload_adapter(self, name: str) -> None:
         """Take an adapter away; who is on the way still answers with it. Raises `UsageError` where there is none."""
         with self._stepping, self._wake:
             self.runner.adapters.unload(name)
-            self.runner.adapters.sweep({ticket.sequence.adapter for ticket in self._tickets.values()})
+            self._sweep()
+
+    def _sweep(self) -> None:
+        self.runner.adapters.sweep({ticket.sequence.adapter for ticket in self._tickets.values()})
 
     @property
     def adapters(self) -> list[str]:
@@ -343,8 +344,7 @@ class Engine(EmbedsTexts):
     def _check_room(self) -> None:
         limit = self.config.max_running + self.config.max_waiting
         if len(self._tickets) >= limit:
-            full = f"the engine is full: {limit} requests are on their way"
-            raise EnvironmentProblem(full, hint="Try again in a moment.")
+            raise EnvironmentProblem(f"the engine is full, with {limit} requests", hint="Try again in a moment.")
 
     def _work(self) -> None:
         """The background thread: step while there is work; on any error, fail everyone rather than hang."""

@@ -3,7 +3,7 @@
 POST /v1/chat/completions     serve/chat.py            POST /v1/classify     serve/embeddings.py
 POST /v1/completions          serve/completions.py     POST /v1/decisions    serve/decisions.py
 POST /v1/responses            serve/responses.py       POST /tokenize, /detokenize    serve/tokens.py
-POST /v1/embeddings           serve/embeddings.py
+POST /v1/embeddings           serve/embeddings.py      POST /v1/(un)load_lora_adapter    serve/adapters.py
 GET  /v1/models, /v1/models/{id}
 GET  /health                  200 while every engine lives, 503 otherwise
 GET  /metrics                 serve/metrics.py
@@ -27,6 +27,7 @@ from starlette.routing import Route
 
 from catena.core.generate import StreamingGenerator
 from catena.serve import metrics
+from catena.serve.adapters import ADAPTER_ENDPOINTS, AdapterFolder
 from catena.serve.chat import Chat
 from catena.serve.completions import Completions
 from catena.serve.config import ServeConfig
@@ -68,15 +69,22 @@ def build_app(
     fingerprints: Mapping[str, str] | None = None,
     config: ServeConfig | None = None,
     middleware: Sequence[Middleware] = (),
+    adapters: AdapterFolder | None = None,
 ) -> Starlette:
     """Return the ASGI application over `models` (name to generator), which the caller opens and closes.
 
     `fingerprints` maps a name to its model's digest; the first 12 digits go into every answer. `middleware` stands
-    before the routes, outermost first (see `serve/governed.py`).
+    before the routes, outermost first (see `serve/governed.py`). `adapters` finds stored adapters: with it they are
+    loaded and unloaded over HTTP.
     """
     settings = config or ServeConfig()
     served, counters = Models(models, fingerprints or {}), Counters()
     endpoints = {path: kind(served, settings, counters) for path, kind in ENDPOINTS.items()}
+    kinds = dict(ENDPOINTS)
+    if adapters is not None:
+        kinds |= ADAPTER_ENDPOINTS
+        desks = {path: kind(served, settings, counters, adapters) for path, kind in ADAPTER_ENDPOINTS.items()}
+        endpoints |= desks
     created, secured = int(time.time()), asks_for_keys(middleware)
 
     async def list_models(request: Request) -> Response:
@@ -100,10 +108,10 @@ def build_app(
         return PlainTextResponse(metrics.render(models, counters), media_type=metrics.CONTENT_TYPE)
 
     async def show_document(request: Request) -> Response:
-        return JSONResponse(document(ENDPOINTS, PAGES, served.names(), secured=secured))
+        return JSONResponse(document(kinds, PAGES, served.names(), secured=secured))
 
     async def show_page(request: Request) -> Response:
-        return HTMLResponse(page(document(ENDPOINTS, PAGES, served.names())))
+        return HTMLResponse(page(document(kinds, PAGES, served.names())))
 
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),

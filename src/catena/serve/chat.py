@@ -42,6 +42,7 @@ class Chat(Endpoint[ChatRequest]):
                 f"{answer.id}-{index}",
                 messages,
                 request.sampling(self.config, target, index),
+                deadline=request.deadline_s,
                 adapter=target.adapter,
                 tools=functions,
             )

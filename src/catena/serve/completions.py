@@ -108,6 +108,7 @@ class Completions(Endpoint[CompletionRequest]):
                 f"{answer.id}-{number}-{index}",
                 prompt,
                 request.params(self.config, target, index, **more),
+                deadline=request.deadline_s,
                 adapter=target.adapter,
             )
             for number, prompt in enumerate(prompts)

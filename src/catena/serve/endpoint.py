@@ -78,7 +78,7 @@ class Endpoint(ABC, Generic[BodyT]):
         self.counters.enter(self.route, 1)
         try:
             request = parse(self.body, decode(await self._read(scope, receive)))
-            target = self.models.resolve(request.model)
+            target = self.target(request)
             model = request.model
             await self.answer(request, target, reply)
             status = 200
@@ -94,6 +94,10 @@ class Endpoint(ABC, Generic[BodyT]):
         finally:
             self.counters.enter(self.route, -1)
             self.counters.count(self.route, model, status)
+
+    def target(self, request: BodyT) -> Target:
+        """Return what a request's `model` stands for; raises `WireError`."""
+        return self.models.resolve(request.model)
 
     async def run(self, work: Callable[[], ResultT]) -> ResultT:
         """Do work that blocks, in a thread; raises `EnvironmentProblem` where too much is under way."""
@@ -157,8 +161,11 @@ async def collect(requests: list[Request], generator: StreamingGenerator, reply:
 
 
 def good(completion: Completion) -> Completion:
-    """Pass on an answer that came to its own end; the others are the server's fault."""
-    if completion.finish_reason in ("error", "cancelled", "deadline"):
+    """Pass on an answer that came to its own end; a deadline is what the client asked for, the rest our fault."""
+    if completion.finish_reason == "deadline":
+        message = f"the answer was not complete in time ({completion.generated} tokens were)"
+        raise WireError(message, param="deadline_s", code="deadline_exceeded", status=408)
+    if completion.finish_reason in ("error", "cancelled"):
         raise completion.error or CatenaError("the engine stopped before the answer was complete")
     return completion
 

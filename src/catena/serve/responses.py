@@ -77,6 +77,9 @@ class _Writer:
         if not self._output.items:  # an empty answer is an answer too
             for event in self._output.text("", []):
                 await self._tell(event)
+        if self._choice.rest and self._request.logprobs:  # of tokens at the end that have no text
+            for event in self._output.rest(self._logprobs(self._choice.rest)):
+                await self._tell(event)
         status = "incomplete" if cut else "completed"
         for event in self._output.close("incomplete" if cut else "completed"):
             await self._tell(event)

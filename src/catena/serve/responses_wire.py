@@ -276,6 +276,10 @@ class Output:
         part["logprobs"] = part["logprobs"] + logprobs
         return [*events, self._part("response.output_text.delta", delta=text, logprobs=logprobs)]
 
+    def rest(self, logprobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add log-probabilities that come without text; return the events of it. None where no text is open."""
+        return self.text("", logprobs) if self._open else []
+
     def call(self, call: tools.ToolCall) -> list[dict[str, Any]]:
         """Add a call; return the events of it, and of the text that ends with it."""
         events = self.close("completed")

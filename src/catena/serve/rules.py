@@ -24,6 +24,8 @@ RULES: Mapping[str, Rule] = {
     "/v1/decisions": "infer",
     "/tokenize": "infer",
     "/detokenize": "infer",
+    "/v1/load_lora_adapter": {"POST": "releases"},
+    "/v1/unload_lora_adapter": {"POST": "releases"},
     "/v1/feedback": {"GET": "data", "POST": "feedback"},
     "/v1/feedback/{id}": {"GET": "data"},
     "/v1/responses/{id}": "jobs",

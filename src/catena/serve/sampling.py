@@ -86,6 +86,8 @@ class Sampled(Body):
     ignore_eos: bool = False
     """Likewise: go on after the model's end token."""
     structured_outputs: StructuredOutputs | None = None
+    deadline_s: Annotated[float, Field(gt=0, le=86400)] | None = None
+    """Not OpenAI's: seconds after which nobody wants the answer any more; it is stopped then, and told as 408."""
     n: int = Field(default=1, ge=1)
     # Hints for whoever runs the service; they never change an answer.
     user: str | None = None
