@@ -274,7 +274,9 @@ class Gateway:
             *self._documents.routes,
             *(self.jobs.routes if self.jobs is not None else ()),
         ]
-        require_rules(routes)
+        self.routes = [*routes, *self._documents.front]
+        """Every path that is answered, by the gateway or by what stands before it."""
+        require_rules(self.routes)
         self._documents.others = routes
         return Starlette(routes=routes, exception_handlers={HTTPException: http_exception, Exception: unexpected})
 

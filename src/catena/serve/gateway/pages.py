@@ -1,6 +1,6 @@
 """`GET /openapi.json` and `GET /docs` of a gateway: the forms of its replicas' routes, and every other route it has.
 
-What stands in front of the routes (keys, feedback) has its paths in the table of rules and nowhere else.
+What stands in front of the routes (keys, feedback) and answers by itself says so in `ROUTES`, by path and method.
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from catena.serve.middleware.auth import asks_for_keys
-from catena.serve.middleware.desk import WorkspaceDesk
-from catena.serve.middleware.feedback import Feedback
-from catena.serve.middleware.keys import KeyDesk
 from catena.serve.openapi import document, page
-from catena.serve.rules import RULES
 
 TOLD: Mapping[str, str] = {
     "/v1/models": "All models.",
@@ -45,11 +41,6 @@ SAID: Mapping[str, str] = {
     "/admin/releases": "Releases that are under way, and the change log.",
     "/admin/releases/{model}": "One release: how it stands, promote, rollback, feedback.",
 }
-IN_FRONT: Mapping[Any, tuple[str, ...]] = {
-    KeyDesk: ("/admin/keys",),
-    WorkspaceDesk: ("/admin/audit", "/admin/lineage"),
-    Feedback: ("/v1/feedback",),
-}
 
 
 class Pages:
@@ -58,7 +49,12 @@ class Pages:
     def __init__(self, names: Callable[[], Sequence[str]], middleware: Sequence[Middleware]) -> None:
         self._names = names
         self._secured = asks_for_keys(middleware)
-        self._front = [start for one in middleware for start in IN_FRONT.get(one.cls, ())]
+        self.front: list[BaseRoute] = [
+            Route(path, self._document, methods=list(methods))
+            for one in middleware
+            for path, methods in getattr(one.cls, "ROUTES", {}).items()
+        ]
+        """What middlewares answer: path and methods. No request comes to these functions."""
         self.routes: list[BaseRoute] = [Route("/openapi.json", self._document), Route("/docs", self._page)]
         self.others: Sequence[BaseRoute] = ()
         """All routes of the gateway."""
@@ -69,13 +65,7 @@ class Pages:
 
         pages = {"/openapi.json", "/docs", "/v1/models/{name:path}", *ENDPOINTS, *TOLD}
         others = [one for one in self.others if getattr(one, "path", "") not in pages]
-        for start in self._front:
-            others += [
-                Route(path, self._document, methods=list(rule))
-                for path, rule in RULES.items()
-                if (path == start or path.startswith(f"{start}/")) and isinstance(rule, Mapping)
-            ]
-        made = document(ENDPOINTS, TOLD, self._names(), others, secured=self._secured)
+        made = document(ENDPOINTS, TOLD, self._names(), [*others, *self.front], secured=self._secured)
         for path, operations in made["paths"].items():
             for operation in operations.values() if path in SAID else ():
                 operation["summary"] = SAID[path]

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote
 
 from starlette.responses import JSONResponse, Response
@@ -39,6 +39,8 @@ USUAL, MOST = 100, 1000
 
 class WorkspaceDesk:
     """ASGI middleware, behind audit and keys."""
+
+    ROUTES: ClassVar[Mapping[str, tuple[str, ...]]] = {AUDIT: ("GET",), f"{LINEAGE}{{ref:path}}": ("GET",)}
 
     def __init__(self, app: ASGIApp, store: Store, log: Log | None, config: AuditConfig) -> None:
         self._app, self._store, self._log, self._config = app, store, log, config

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -61,6 +61,8 @@ class FeedbackBody(BaseModel):
 
 class Feedback:
     """ASGI middleware."""
+
+    ROUTES: ClassVar[Mapping[str, tuple[str, ...]]] = {PATH: ("GET", "POST"), f"{PATH}/{{id}}": ("GET",)}
 
     def __init__(
         self,

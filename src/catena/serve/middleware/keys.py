@@ -11,9 +11,9 @@ Nobody gets a key out of it that may more than who asks: not more actions, and n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse, Response
@@ -63,6 +63,8 @@ class KeyAct(BaseModel):
 
 class KeyDesk:
     """ASGI middleware, behind audit and keys."""
+
+    ROUTES: ClassVar[Mapping[str, tuple[str, ...]]] = {PATH: ("GET", "POST"), f"{PATH}/{{id}}": ("GET", "POST")}
 
     def __init__(self, app: ASGIApp, keys: Keys, access: Access, config: ServeConfig, log: Log | None = None) -> None:
         self._app, self._keys, self._access, self._config, self._log = app, keys, access, config, log
