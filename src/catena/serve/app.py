@@ -63,6 +63,13 @@ PAGES: Mapping[str, str] = {
 }
 
 
+def _endpoints(parts: tuple[Models, ServeConfig, Counters], adapters: AdapterFolder | None) -> dict[str, Endpoint[Any]]:
+    made: dict[str, Endpoint[Any]] = {path: kind(*parts) for path, kind in ENDPOINTS.items()}
+    if adapters is not None:
+        made |= {path: kind(*parts, adapters) for path, kind in ADAPTER_ENDPOINTS.items()}
+    return made
+
+
 def build_app(
     models: Mapping[str, StreamingGenerator],
     *,
@@ -74,17 +81,12 @@ def build_app(
     """Return the ASGI application over `models` (name to generator), which the caller opens and closes.
 
     `fingerprints` maps a name to its model's digest; the first 12 digits go into every answer. `middleware` stands
-    before the routes, outermost first (see `serve/governed.py`). `adapters` finds stored adapters: with it they are
-    loaded and unloaded over HTTP.
+    before the routes, outermost first (see `serve/governed.py`). `adapters` finds those that come over HTTP.
     """
     settings = config or ServeConfig()
     served, counters = Models(models, fingerprints or {}), Counters()
-    endpoints = {path: kind(served, settings, counters) for path, kind in ENDPOINTS.items()}
-    kinds = dict(ENDPOINTS)
-    if adapters is not None:
-        kinds |= ADAPTER_ENDPOINTS
-        desks = {path: kind(served, settings, counters, adapters) for path, kind in ADAPTER_ENDPOINTS.items()}
-        endpoints |= desks
+    endpoints = _endpoints((served, settings, counters), adapters)
+    kinds = {path: type(endpoint) for path, endpoint in endpoints.items()}
     created, secured = int(time.time()), asks_for_keys(middleware)
 
     async def list_models(request: Request) -> Response:
