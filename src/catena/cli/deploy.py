@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, closing
 from pathlib import Path
@@ -74,6 +75,7 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
     from catena.serve.gateway.app import Gateway
     from catena.serve.governed import require_auth_beyond
     from catena.serve.releases.tags import Tags
+    from catena.serve.running import Running, announced
     from catena.serve.server import listen, serve, url_of
 
     with ExitStack() as stack:
@@ -82,9 +84,12 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
         config = _queue_of(config, store)
         listener = stack.enter_context(closing(listen(config.host, config.port)))
         require_auth_beyond(listener, config.govern)
+        announce = stack.enter_context(announced(root)) if root else None
 
         def ready() -> None:
             url, names = f"{url_of(listener)}/v1", list(config.models)
+            if announce is not None:
+                announce(Running(url_of(listener), tuple(names), time.time(), replicas=True))
             if session.out.json:
                 session.out.value({"url": url, "models": names})
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
@@ -159,7 +160,8 @@ def _serve_one(
     from catena.core.types import ModelVersion
     from catena.serve.app import build_app
     from catena.serve.governed import governed, require_auth_beyond
-    from catena.serve.server import listen, serve as serve_app
+    from catena.serve.running import Running, announced
+    from catena.serve.server import listen, serve as serve_app, url_of
 
     (name, model, adapters), (settings, rules) = named, bounds
     with session.open() as workspace, workspace.store.lock("gc", shared=True):
@@ -170,6 +172,7 @@ def _serve_one(
         require_auth_beyond(listener, rules)
         with (
             closing(listener),
+            announced(workspace.store.root) as announce,
             governed(workspace.store, rules, settings) as middleware,
             closing(_opened(workspace.store, version, others, *engine)) as generator,
         ):
@@ -177,7 +180,11 @@ def _serve_one(
             found = partial(_adapter_folder, workspace.store)
             app = build_app(models, fingerprints=prints, config=settings, middleware=middleware, adapters=found)
             beside = with_grpc(session, app, (place[0], grpc), settings)
-            ready = partial(_ready, session, name, version.digest)
+
+            def ready(url: str) -> None:
+                announce(Running(url_of(listener), (name,), time.time(), replicas=False))
+                _ready(session, name, version.digest, url)
+
             serve_app(app, listener, config=settings, on_ready=ready, beside=beside)
 
 

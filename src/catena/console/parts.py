@@ -85,10 +85,15 @@ def columns(least: int = 340) -> ui.element:
 
 def figures(items: Sequence[tuple[object, object] | tuple[object, object, object]]) -> ui.html:
     """Show figure cards: (label, value) or (label, value, what stands below)."""
+    return html(figures_html(items), tag="dl").classes("c-figures")
+
+
+def figures_html(items: Sequence[tuple[object, object] | tuple[object, object, object]]) -> Markup:
+    """Return what is inside `figures`, for one that changes."""
     one = Markup('<div class="c-figure"><dt>{}</dt><dd>{}</dd>{}</div>')
     below = Markup('<p class="c-sub">{}</p>')
     made = [one.format(item[0], item[1], below.format(item[2]) if len(item) > 2 and item[2] else "") for item in items]
-    return html(Markup("").join(made), tag="dl").classes("c-figures")
+    return Markup("").join(made)
 
 
 def facts(items: Sequence[tuple[object, object]]) -> ui.html:

@@ -12,6 +12,7 @@ from catena.console.login import LOCAL, Sessions
 from catena.core.errors import UsageError
 from catena.govern.access import Denied
 from catena.govern.roles import Action, Principal
+from catena.serve.running import running
 from catena.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -53,8 +54,11 @@ class View:
 
     @property
     def gateway(self) -> str | None:
-        """Address of the running gateway, or None."""
-        return self.console.gateway
+        """Address of the gateway that was named, else of the one that runs over this workspace, or None."""
+        if self.console.gateway is not None:
+            return self.console.gateway
+        found = running(self.workspace.store.root)
+        return found[0].url if found else None
 
     @property
     def local(self) -> bool:
@@ -97,7 +101,8 @@ class View:
         """Return a client of the gateway that asks with this person's key. Raises `UsageError` without a gateway."""
         from catena.sdk.asynchronous import AsyncCatena
 
-        if self.gateway is None:
+        address = self.gateway
+        if address is None:
             raise UsageError(self.say("frame.no_gateway"), hint=self.say("frame.no_gateway_hint"))
         key = "" if self.local else self.console.sessions.key(self.token)
-        return AsyncCatena(self.gateway, key=key)
+        return AsyncCatena(address, key=key)

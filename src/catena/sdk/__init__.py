@@ -16,6 +16,7 @@ from catena.sdk.questions import choice, predicate, score
 from catena.sdk.types import (
     AuditEntry,
     Batch,
+    ChatPiece,
     Decision,
     Feedback,
     Health,
@@ -26,6 +27,7 @@ from catena.sdk.types import (
     NewKey,
     Ready,
     Release,
+    ReleaseAct,
     Tokens,
 )
 
@@ -35,6 +37,7 @@ __all__ = [
     "AuditEntry",
     "Batch",
     "Catena",
+    "ChatPiece",
     "Decision",
     "Feedback",
     "Health",
@@ -45,6 +48,7 @@ __all__ = [
     "NewKey",
     "Ready",
     "Release",
+    "ReleaseAct",
     "Tokens",
     "Unreachable",
     "choice",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -12,10 +12,23 @@ from catena.core.registry import require
 from catena.sdk import calls
 from catena.sdk.calls import Call
 from catena.sdk.client import LOOK_S, MOST_LOOK_S, file_of, lines_of
-from catena.sdk.transport import again, base_of, headers_of, may_repeat, pause, read, sent, unreachable
+from catena.sdk.transport import (
+    DONE,
+    again,
+    base_of,
+    cut,
+    headers_of,
+    may_repeat,
+    pause,
+    piece_of,
+    read,
+    sent,
+    unreachable,
+)
 from catena.sdk.types import (
     AuditEntry,
     Batch,
+    ChatPiece,
     Decision,
     Feedback,
     Health,
@@ -26,6 +39,7 @@ from catena.sdk.types import (
     NewKey,
     Ready,
     Release,
+    ReleaseAct,
     Tokens,
 )
 
@@ -137,6 +151,27 @@ class AsyncCatena:
         """List what was said, in the order of the last change."""
         return await self.send(calls.feedbacks(after, limit, model, rating))
 
+    async def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **params: Any) -> AsyncIterator[ChatPiece]:
+        """Yield an answer piece by piece; to leave the loop (and close it) stops the model.
+
+        `params` as in OpenAI's API. Raises `ApiError` for a refusal (it is not tried again) and `RemoteError` for a
+        stream that breaks off.
+        """
+        call, begun = calls.chat(model, messages, params), False
+        try:
+            async with self._client.stream(call.method, call.path, **sent(call)) as answer:
+                if answer.status_code >= 300:
+                    read(call, answer.status_code, answer.headers, await answer.aread())
+                begun, request_id = True, answer.headers.get("x-request-id", "")
+                async for line in answer.aiter_lines():
+                    if line[5:].strip() == DONE:
+                        return
+                    if (piece := piece_of(call, line)) is not None:
+                        yield piece.model_copy(update={"request_id": request_id})
+        except self._http.TransportError as error:
+            raise (cut(error) if begun else unreachable(self.url, error)) from error
+        raise cut()
+
     async def models(self) -> list[Model]:
         """List the models that this key may use."""
         return await self.send(calls.models())
@@ -173,13 +208,21 @@ class AsyncCatena:
         """Give a candidate its first users; settings are those of `catena release start --set`."""
         return await self.send(calls.start_release(model, candidate, settings))
 
-    async def promote(self, model: str, *, reason: str = "") -> None:
-        """Give everybody the candidate now."""
-        await self.send(calls.end_release(model, "promote", reason))
+    async def promote(self, model: str, *, reason: str = "", release: str = "") -> None:
+        """Give everybody the candidate now; where `release` (its id) is over, `ApiError` 409."""
+        await self.send(calls.end_release(model, "promote", reason, release))
 
-    async def rollback(self, model: str, *, reason: str = "") -> None:
-        """Give nobody the candidate any more."""
-        await self.send(calls.end_release(model, "rollback", reason))
+    async def rollback(self, model: str, *, reason: str = "", release: str = "") -> None:
+        """Give nobody the candidate any more; where `release` (its id) is over, `ApiError` 409."""
+        await self.send(calls.end_release(model, "rollback", reason, release))
+
+    async def release_acts(self) -> list[ReleaseAct]:
+        """List the last acts of releases, oldest first: who, why, on what evidence."""
+        return await self.send(calls.changes())
+
+    async def metrics(self) -> str:
+        """Return counts and gauges of a gateway and its replicas, as Prometheus text."""
+        return await self.send(calls.metrics())
 
     async def keys(self) -> list[Key]:
         """List keys, without their secrets."""

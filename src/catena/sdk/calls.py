@@ -10,6 +10,7 @@ from urllib.parse import quote
 from catena.sdk.types import (
     AuditEntry,
     Batch,
+    ChatPiece,
     Decision,
     Feedback,
     Health,
@@ -20,6 +21,7 @@ from catena.sdk.types import (
     NewKey,
     Ready,
     Release,
+    ReleaseAct,
     Tokens,
 )
 
@@ -135,8 +137,22 @@ def start_release(model: str, candidate: str, settings: Mapping[str, Any]) -> Ca
     return Call(lambda told: Release.model_validate({"model": model, **told}), "POST", "/admin/releases", body)
 
 
-def end_release(model: str, act: str, reason: str) -> Call[None]:
-    return Call(lambda told: None, "POST", f"/admin/releases/{quote(model)}", _given(act=act, reason=reason))
+def end_release(model: str, act: str, reason: str, release: str) -> Call[None]:
+    body = _given(act=act, reason=reason, release=release)
+    return Call(lambda told: None, "POST", f"/admin/releases/{quote(model)}", body)
+
+
+def changes() -> Call[list[ReleaseAct]]:
+    return Call(_list(ReleaseAct.model_validate, "changes"), "GET", "/admin/releases")
+
+
+def metrics() -> Call[str]:
+    return Call(lambda data: bytes(data).decode(), "GET", "/metrics", raw=True)
+
+
+def chat(model: str, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> Call[ChatPiece]:
+    body = {"model": model, "messages": list(messages), **params, "stream": True}
+    return Call(ChatPiece.of, "POST", "/v1/chat/completions", body)
 
 
 def keys() -> Call[list[Key]]:

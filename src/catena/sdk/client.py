@@ -12,10 +12,23 @@ from typing import Any, Literal, TypeVar
 from catena.core.registry import require
 from catena.sdk import calls
 from catena.sdk.calls import Call
-from catena.sdk.transport import again, base_of, headers_of, may_repeat, pause, read, sent, unreachable
+from catena.sdk.transport import (
+    DONE,
+    again,
+    base_of,
+    cut,
+    headers_of,
+    may_repeat,
+    pause,
+    piece_of,
+    read,
+    sent,
+    unreachable,
+)
 from catena.sdk.types import (
     AuditEntry,
     Batch,
+    ChatPiece,
     Decision,
     Feedback,
     Health,
@@ -26,6 +39,7 @@ from catena.sdk.types import (
     NewKey,
     Ready,
     Release,
+    ReleaseAct,
     Tokens,
 )
 
@@ -138,6 +152,27 @@ class Catena:
         """List what was said, in the order of the last change."""
         return self.send(calls.feedbacks(after, limit, model, rating))
 
+    def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **params: Any) -> Iterator[ChatPiece]:
+        """Yield an answer piece by piece; to leave the loop (and close it) stops the model.
+
+        `params` as in OpenAI's API. Raises `ApiError` for a refusal (it is not tried again) and `RemoteError` for a
+        stream that breaks off.
+        """
+        call, begun = calls.chat(model, messages, params), False
+        try:
+            with self._client.stream(call.method, call.path, **sent(call)) as answer:
+                if answer.status_code >= 300:
+                    read(call, answer.status_code, answer.headers, answer.read())
+                begun, request_id = True, answer.headers.get("x-request-id", "")
+                for line in answer.iter_lines():
+                    if line[5:].strip() == DONE:
+                        return
+                    if (piece := piece_of(call, line)) is not None:
+                        yield piece.model_copy(update={"request_id": request_id})
+        except self._http.TransportError as error:
+            raise (cut(error) if begun else unreachable(self.url, error)) from error
+        raise cut()
+
     def models(self) -> list[Model]:
         """List the models that this key may use."""
         return self.send(calls.models())
@@ -174,13 +209,21 @@ class Catena:
         """Give a candidate its first users; settings are those of `catena release start --set`."""
         return self.send(calls.start_release(model, candidate, settings))
 
-    def promote(self, model: str, *, reason: str = "") -> None:
-        """Give everybody the candidate now."""
-        self.send(calls.end_release(model, "promote", reason))
+    def promote(self, model: str, *, reason: str = "", release: str = "") -> None:
+        """Give everybody the candidate now; where `release` (its id) is over, `ApiError` 409."""
+        self.send(calls.end_release(model, "promote", reason, release))
 
-    def rollback(self, model: str, *, reason: str = "") -> None:
-        """Give nobody the candidate any more."""
-        self.send(calls.end_release(model, "rollback", reason))
+    def rollback(self, model: str, *, reason: str = "", release: str = "") -> None:
+        """Give nobody the candidate any more; where `release` (its id) is over, `ApiError` 409."""
+        self.send(calls.end_release(model, "rollback", reason, release))
+
+    def release_acts(self) -> list[ReleaseAct]:
+        """List the last acts of releases, oldest first: who, why, on what evidence."""
+        return self.send(calls.changes())
+
+    def metrics(self) -> str:
+        """Return counts and gauges of a gateway and its replicas, as Prometheus text."""
+        return self.send(calls.metrics())
 
     def keys(self) -> list[Key]:
         """List keys, without their secrets."""

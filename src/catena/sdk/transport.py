@@ -14,6 +14,7 @@ from catena.sdk.calls import Call
 from catena.sdk.errors import ApiError, Unreachable
 
 T = TypeVar("T")
+DONE = "[DONE]"
 AGAIN = (429, 502, 503, 504)
 FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_ASKED_S = 0.25, 8.0, 60.0
 
@@ -77,6 +78,25 @@ def _refusal(status: int, headers: Mapping[str, str], data: bytes) -> ApiError:
     except (ValueError, KeyError, TypeError):
         message, code, param = f"the server answered {status}", "", ""
     return ApiError(message, status=status, code=code, param=param, request_id=request_id)
+
+
+def piece_of(call: Call[T], line: str) -> T | None:
+    """Return what a line of a stream of events says, None for one that says nothing; raises the error that it tells."""
+    if not line.startswith("data:") or (data := line[5:].strip()) == DONE:
+        return None
+    try:
+        event = json.loads(data)
+        if isinstance(event, dict) and (error := event.get("error")):
+            raise ApiError(str(error["message"]), status=502, code=str(error.get("code") or ""))
+        return call.read(event)
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise RemoteError(f"{call.path} did not answer as Catena does: {error}") from error
+
+
+def cut(error: Exception | None = None) -> RemoteError:
+    """Return the error for a stream that ended before its end."""
+    told = f": {error}" if error is not None and str(error) else ""
+    return RemoteError(f"the answer was cut off{told}", hint="What came until then stands; ask again for the rest.")
 
 
 def unreachable(url: str, error: Exception) -> Unreachable:

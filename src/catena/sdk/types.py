@@ -126,6 +126,44 @@ class Release(Told):
     percent: float = 0.0
 
 
+class ReleaseAct(Told):
+    """A line of a gateway's change log."""
+
+    time: float
+    """Seconds since 1970."""
+    act: str
+    model: str
+    by: str = ""
+    reason: str = ""
+
+
+class ChatPiece(Told):
+    """A piece of an answer that is streamed."""
+
+    text: str = ""
+    finish: str = ""
+    """Why the answer ended, in its last piece: stop, length, content_filter."""
+    id: str = ""
+    """Of the answer: `feedback` takes it."""
+    request_id: str = ""
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    """Both where the server tells them, in the last piece."""
+
+    @classmethod
+    def of(cls, event: Any) -> ChatPiece:
+        """Read an event of OpenAI's stream."""
+        choice = (event.get("choices") or [{}])[0]
+        usage = event.get("usage") or {}
+        return cls(
+            text=(choice.get("delta") or {}).get("content") or "",
+            finish=choice.get("finish_reason") or "",
+            id=event.get("id") or "",
+            prompt_tokens=usage.get("prompt_tokens") or 0,
+            answer_tokens=usage.get("completion_tokens") or 0,
+        )
+
+
 class Key(Told):
     """A key, without its secret."""
 

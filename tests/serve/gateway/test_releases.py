@@ -155,7 +155,7 @@ def test_what_cannot_be_done_is_said(start: Start) -> None:
     running = begun(start)
     url = f"{running.url}/admin/releases"
     asked: list[tuple[str, Any, int]] = [
-        (url, {"model": "m", "candidate": "new"}, 400),
+        (url, {"model": "m", "candidate": "new"}, 409),
         (url, {"model": "x", "candidate": "new"}, 404),
         (url, {"model": "m"}, 400),
         (f"{url}/x", {"act": "promote"}, 404),
@@ -168,6 +168,34 @@ def test_what_cannot_be_done_is_said(start: Start) -> None:
     liked = running.chat("hi").headers["x-request-id"]
     assert running.client.post(f"{url}/m", json={"act": "feedback", "request": liked, "good": True}).status_code == 200
     assert sum(status(running)["signals"]["liked"][arm]["of"] for arm in ("stable", "candidate")) == 1
+
+
+def test_the_second_of_two_is_told_what_the_first_did(start: Start) -> None:
+    running = begun(start)
+    url, first = f"{running.url}/admin/releases/m", status(running)["release"]
+
+    def act(what: str, release: str = "") -> tuple[int, str]:
+        answer = running.client.post(url, json={"act": what, "reason": "ada asked", "release": release})
+        return answer.status_code, answer.json().get("error", {}).get("message", "")
+
+    assert act("promote", first) == (200, "")
+    code, told = act("promote", first)
+    assert code == 409
+    assert "already" in told
+    assert "promoted by local at" in told
+    assert "(ada asked)" in told
+    assert act("rollback", first) == (200, "")
+    code, told = act("rollback", first)
+    assert code == 404
+    assert "rolled back by local" in told
+    running.client.post(f"{running.url}/admin/releases", json={"model": "m", "candidate": "new", "release": QUICK})
+    second = status(running)["release"]
+    code, told = act("rollback", first)
+    assert code == 409
+    assert first in told
+    assert second in told
+    assert status(running)["release"] == second, "the other release is not touched"
+    assert acts(running) == ["start", "promote", "rollback", "start"]
 
 
 def test_the_command_line(start: Start, catena: Catena) -> None:

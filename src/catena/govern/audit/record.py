@@ -120,6 +120,31 @@ def frames(data: Any, start: int = 0, end: int | None = None) -> Iterator[tuple[
         yield at, frame
 
 
+def frames_back(data: Any, end: int) -> Iterator[tuple[int, Frame]]:
+    """Yield (start offset, frame) of the records that end at `end` or before it, the newest first.
+
+    Over what is no record it does not leap: the records before it are then found from the segment's beginning, up to
+    the first damage.
+    """
+    at = end
+    while at >= OVERHEAD:
+        start = at - TAIL.unpack_from(data, at - TAIL.size)[1]
+        frame = frame_at(data, start, at) if 0 <= start < at else None
+        if frame is None:
+            starts, begin = [], 0
+            for stop, whole in frames(data, 0, at):
+                if whole is not None:
+                    starts.append(begin)
+                begin = stop
+            for begin in reversed(starts):
+                found = frame_at(data, begin, at)
+                assert found is not None, "it was whole a moment ago, and records do not change"
+                yield begin, found
+            return
+        yield start, frame
+        at = start
+
+
 def frame_at(data: Any, at: int, stop: int) -> Frame | None:
     """Return the frame at an offset, None where there is no whole one."""
     if at + OVERHEAD > stop:

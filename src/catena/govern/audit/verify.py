@@ -7,7 +7,7 @@ Needs no secret but for records behind the tip (a power cut leaves such): of the
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,10 @@ from catena.govern.crypto import open_signer, sealing_keys
 from catena.hub.locks import file_lock
 
 MOST_FINDINGS = 100
+TELL_EVERY = 512
+"""Records between two words on how far it is."""
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes that were checked and all there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +69,18 @@ class Verification:
 
 
 class _Check:
-    def __init__(self, root: Path, config: AuditConfig, deep: bool) -> None:
+    def __init__(self, root: Path, config: AuditConfig, deep: bool, on_progress: OnProgress | None) -> None:
         self.places = Places(root, config).make()
         signer = open_signer(root)
         self.checkpoints = Checkpoints(self.places.checkpoints, signer)
         self.vault = Vault(self.places.subjects, partial(sealing_keys, root))
-        self.deep = deep
+        self.deep, self.on_progress = deep, on_progress
         # Writers go on while it looks: what counts is what was there at one moment.
         with file_lock(self.places.folder / "write.lock", shared=True):
             self.raw = self.checkpoints.raw_tip()
             self.checkpoints.close()
             self.files = [(path, path.stat().st_size) for path in self.places.segment_files()]
+        self.all_bytes = sum(size for _, size in self.files)
         self.found = Verification()
         self.invalid = require("cryptography.exceptions").InvalidTag
 
@@ -160,6 +165,8 @@ class _Check:
                 found.first = found.first or frame.seq
                 self._anchored(where, frame, marks, tip)
                 seq, link = frame.seq, frame.link
+                if self.on_progress is not None and found.records % TELL_EVERY == 0:
+                    self.on_progress(found.bytes - size + end, self.all_bytes)
         return seq, link
 
     def _anchored(self, where: str, frame: Frame, marks: dict[int, str], tip: Tip) -> None:
@@ -205,9 +212,14 @@ def _resumed(data: Any, size: int) -> Iterator[tuple[int, Frame | int]]:
         at = stop
 
 
-def verify(root: Path, config: AuditConfig, *, deep: bool = False) -> Verification:
-    """Check a workspace's audit as it is at this moment; `deep` opens every record too."""
+def verify(
+    root: Path, config: AuditConfig, *, deep: bool = False, on_progress: OnProgress | None = None
+) -> Verification:
+    """Check a workspace's audit as it is at this moment; `deep` opens every record too.
+
+    What `on_progress` raises ends it.
+    """
     places = Places(root, config)
     if not places.folder.exists() and not places.checkpoints.exists():
         return Verification()
-    return _Check(root, config, deep).run()
+    return _Check(root, config, deep, on_progress).run()

@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 
+from catena.serve.running import REPLICA
+
 LAST_SECONDS = 5.0
 
 
@@ -32,7 +34,7 @@ def main() -> None:
     """Watch the pipe, and become the program."""
     descriptor, program, *arguments = sys.argv[1:]
     threading.Thread(target=watch, args=(int(descriptor),), name="catena-leash", daemon=True).start()
-    sys.argv = [program, *arguments]
+    sys.argv, os.environ[REPLICA] = [program, *arguments], "1"
     if program.endswith(".py"):
         runpy.run_path(program, run_name="__main__")
     else:

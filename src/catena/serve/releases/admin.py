@@ -1,4 +1,7 @@
-"""`/admin/releases`: what `catena release` talks to. Acts need the action `releases`, or a server on loopback."""
+"""`/admin/releases`: what `catena release` talks to. Acts need the action `releases`, or a server on loopback.
+
+A promotion or a rollback may say which release it means (`release`, its id): it is refused where that is over by now.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +61,8 @@ class Admin:
             if request.method == "POST":
                 body = await _body(request)
                 act, reason = body.get("act"), str(body.get("reason") or "asked for")
+                if act in ("promote", "rollback") and (release := body.get("release")):
+                    releases.require(model, str(release))
                 if act == "promote":
                     releases.promote(model, by, reason)
                 elif act == "rollback":

@@ -24,6 +24,7 @@ from catena.serve.gateway.call import Call, answer_text
 from catena.serve.gateway.config import ModelConfig
 from catena.serve.gateway.pool import Pool
 from catena.serve.releases.changes import Alone, ChangeLog
+from catena.serve.releases.conflict import Conflict, is_another, is_elsewhere, is_over, was_promoted
 from catena.serve.releases.evidence import Cusum
 from catena.serve.releases.plan import Decision, Outcome, Release, ReleaseConfig
 from catena.serve.releases.shadow import Shadow
@@ -114,22 +115,21 @@ class Releases:
         if model not in self._gateway.pools:
             raise NotFound(f"there is no model {model!r}")
         if not self._alone.held():
-            raise UsageError(
-                "another gateway with this state folder has the releases",
-                hint="Ask that one, or end it: releases want one gateway for each state folder.",
-            )
+            raise is_elsewhere()
         if model in self.active:
-            raise UsageError(f"a release of {model!r} is under way", hint="Promote it or roll it back first.")
+            raise Conflict(f"a release of {model!r} is under way", hint="Promote it or roll it back first.")
         config = parse(ReleaseConfig, release, where="release")
         active = self._begin(model, candidate, secrets.token_hex(6), config, 0)
-        told = {"release": active.release.id, "candidate": candidate, "config": config.model_dump(mode="json")}
-        self.log.add("start", model, by, **told)
+        settings = config.model_dump(mode="json")
+        self.log.add("start", model, by, release=active.release.id, candidate=candidate, config=settings)
         self._keep()
         return self.status(model)
 
     def promote(self, model: str, by: str, reason: str, evidence: Mapping[str, Any] | None = None) -> None:
         """Give everybody the candidate; the old replicas stay warm for a while."""
         active = self._one(model)
+        if active.phase == "baking":
+            raise was_promoted(model, self.log.entries())
         if active.phase != "under way" or (active.release.config.mode == "shadow" and by == ITSELF):
             raise UsageError(f"the release of {model!r} is {active.phase}")
         gateway = self._gateway
@@ -140,8 +140,8 @@ class Releases:
         gateway.pools[model], gateway.specs[model] = active.pool, active.spec
         active.pool.name, active.pool.line.seconds = model, gateway.config.routing.queue_s
         self._drop_shadow(active)
-        told = {"release": active.release.id, "reason": reason, "tag": active.move and asdict(active.move)}
-        self.log.add("promote", model, by, **told, evidence=evidence)
+        told = {"release": active.release.id, "reason": reason, "evidence": evidence}
+        self.log.add("promote", model, by, **told, tag=active.move and asdict(active.move))
         if active.move is None:  # else the deploy file's own `name@tag` stands for the candidate from now on
             spec = active.spec.model_dump(mode="json")
             instead_of = gateway.config.models[model].digest()
@@ -183,6 +183,11 @@ class Releases:
         self.log.add("rollback", model, by, **told, **({} if back is None else {"tag_put_back": back}))
         self._keep()
 
+    def require(self, model: str, release: str) -> None:
+        """Raise `NotFound` where no release is under way, `Conflict` where it is another than is meant."""
+        if release != (found := self._one(model).release.id):
+            raise is_another(model, release, found, self.log.entries())
+
     def like(self, request: str, good: bool) -> None:
         """Take what a user said of an answer. Raises `NotFound` where the request is not of a release."""
         model, arm = self._arms.get(request, ("", ""))
@@ -202,6 +207,8 @@ class Releases:
             "phase": active.phase,
             "percent": 100.0 if active.phase == "baking" else release.percent,
             "step": release.step,
+            "steps": list(release.config.steps),
+            "limit": release.config.watch.limit,
             "answers": dict(release.answers),
             "users": len(release.users),
             "replicas": len(active.pool.ready()),
@@ -296,8 +303,8 @@ class Releases:
             reason = f"its replicas ended {active.pool.deaths} times: {'; '.join(sorted(problems))}"
             self.rollback(active.model, ITSELF, reason)
         elif active.phase != "starting" and active.pool.broken():
-            reason = "errors: its replicas failed so often that none of them is asked"
-            self.rollback(active.model, ITSELF, reason, active.release.table())
+            why = "errors: its replicas failed so often that none of them is asked"
+            self.rollback(active.model, ITSELF, why, active.release.table())
         elif active.phase == "baking" and time.time() - active.promoted > self._bake_s:
             del self.active[active.model]
             if active.old is not None:
@@ -334,8 +341,9 @@ class Releases:
         spec = gateway.config.candidates.get(candidate)
         if spec is None:
             if not stable.model:
-                hint = "Write it into `candidates` of the deploy file."
-                raise NotFound(f"there is no candidate {candidate!r}", hint=hint)
+                raise NotFound(
+                    f"there is no candidate {candidate!r}", hint="Write it into `candidates` of the deploy file."
+                )
             spec = stable.model_copy(update={"model": candidate})
         pool = gateway.new_pool(model, spec)
         pool.name, pool.line.seconds = f"{model}+{id}", PATIENCE_S
@@ -359,7 +367,7 @@ class Releases:
 
     def _one(self, model: str) -> Active:
         if model not in self.active:
-            raise NotFound(f"no release of {model!r} is under way")
+            raise is_over(model, self.log.entries())
         return self.active[model]
 
     def _keep(self) -> None:

@@ -47,6 +47,11 @@ class WatchConfig(Config):
     words: tuple[str, ...] = ()
     """Words that an answer should not have, where no moderation is on."""
 
+    @property
+    def limit(self) -> float:
+        """Evidence, as a logarithm, at which a release goes back."""
+        return -math.log(self.alpha)
+
 
 class ReleaseConfig(Config):
     """How a release goes."""

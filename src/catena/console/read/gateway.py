@@ -1,0 +1,161 @@
+"""A gateway that runs: its models, replicas, rates, releases. It is asked once for all who look.
+
+a viewer's timer -> Watch.fresh -> the last snapshot, if it is younger than EVERY_S
+                                -> else one asks with its key, and all who wait get the same
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from catena.console.read.metrics import History, Point, counts
+from catena.core.errors import CatenaError
+from catena.sdk import ApiError, AsyncCatena, Release, ReleaseAct
+from catena.workspace import Workspace
+
+EVERY_S = 2.0
+RELEASES_S, QUIET_S = 4.0, 16.0
+"""How often releases are asked for, with one under way and without: the gateway's audit keeps each question."""
+Client = Callable[[], AsyncCatena]
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One replica."""
+
+    id: str
+    phase: str
+    """starting, ready, waiting (for its restart), draining."""
+    restarts: int
+    problem: str
+    broken: bool
+    """Left alone for a while, because it failed or was slow too often."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A gateway at one moment."""
+
+    at: float
+    """Seconds since 1970."""
+    ready: bool
+    replicas: Mapping[str, tuple[Replica, ...]]
+    """By model; empty for a server that has none."""
+    now: Point
+    history: History
+    releases: tuple[Release, ...] = ()
+    acts: tuple[ReleaseAct, ...] = ()
+    """What was done, newest first."""
+    may_release: bool = True
+    """Whether the server has releases at all."""
+
+
+@dataclass
+class Watch:
+    """One gateway, looked at by whoever is there."""
+
+    history: History = field(default_factory=History)
+    _last: Snapshot | None = None
+    _releases: tuple[tuple[Release, ...], tuple[ReleaseAct, ...]] = ((), ())
+    _asked_releases: float = 0.0
+    _has_releases: bool = True
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def fresh(self, client: Client, *, least: float = EVERY_S, releases: bool = True) -> Snapshot:
+        """Return how the gateway stands, at most `least` seconds ago. Raises what the gateway answers, `Unreachable`.
+
+        With `releases` off they are not asked for (whose key may not), and those that are known are not returned.
+        """
+        async with self._turn:
+            if self._last is None or time.time() - self._last.at >= least:
+                async with client() as catena:
+                    self._last = await self._look(catena, releases)
+            last = self._last
+        return last if releases else _without_releases(last)
+
+    def stale(self) -> None:
+        """Ask anew next time: somebody did something."""
+        self._last, self._asked_releases = None, 0.0
+
+    async def _look(self, catena: AsyncCatena, releases: bool) -> Snapshot:
+        text, (ready, replicas) = await asyncio.gather(catena.metrics(), _replicas(catena))
+        found, at = await asyncio.to_thread(counts, text), time.time()
+        if releases and self._has_releases:
+            await self._ask_releases(catena, at)
+        named = {name: found[name] for name in found if name in replicas} if replicas else found
+        shown = {
+            model: tuple(
+                Replica(one["id"], one["phase"], one["restarts"], one["problem"], one["id"] in _broken(found, model))
+                for one in rows
+            )
+            for model, rows in replicas.items()
+        }
+        point = self.history.add(at, named)
+        return Snapshot(at, ready, shown, point, self.history, *self._releases, may_release=self._has_releases)
+
+    async def _ask_releases(self, catena: AsyncCatena, at: float) -> None:
+        if at - self._asked_releases < (RELEASES_S if self._releases[0] else QUIET_S):
+            return
+        try:
+            under_way, acts = await asyncio.gather(catena.releases(), catena.release_acts())
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            self._has_releases = False  # one server, without replicas
+            return
+        self._releases, self._asked_releases = (tuple(under_way), tuple(reversed(acts))), at
+
+
+async def _replicas(catena: AsyncCatena) -> tuple[bool, Mapping[str, Any]]:
+    try:
+        told = await catena.ready()
+    except ApiError as error:
+        if error.status not in (401, 404):
+            raise
+        return True, {}
+    return told.ready, told.replicas
+
+
+def _broken(found: Mapping[str, Any], model: str) -> tuple[str, ...]:
+    return found[model].broken if model in found else ()
+
+
+def _without_releases(last: Snapshot) -> Snapshot:
+    return Snapshot(last.at, last.ready, last.replicas, last.now, last.history, may_release=last.may_release)
+
+
+_WATCHES: WeakKeyDictionary[Workspace, dict[str, Watch]] = WeakKeyDictionary()
+
+
+def watch_of(workspace: Workspace, address: str) -> Watch:
+    """Return the watch over a gateway, the same for all who look."""
+    return _WATCHES.setdefault(workspace, {}).setdefault(address, Watch())
+
+
+async def end_release(client: Client, release: Release, act: str, reason: str) -> str:
+    """Promote or roll back the release that is shown; returns nothing, or why somebody else was quicker.
+
+    Raises other refusals.
+    """
+    id = str((release.model_extra or {}).get("release", ""))
+    async with client() as catena:
+        try:
+            await (catena.promote if act == "promote" else catena.rollback)(release.model, reason=reason, release=id)
+        except ApiError as error:
+            if error.status in (404, 409):
+                return error.message
+            raise
+    return ""
+
+
+def trouble_of(error: CatenaError) -> str:
+    """Name what kind of refusal it is: limit, blocked, signed_out, forbidden, away, cut or other."""
+    if isinstance(error, ApiError):
+        kinds = {429: "limit", 401: "signed_out", 403: "forbidden"}
+        return "blocked" if error.code == "content_filter" else kinds.get(error.status, "other")
+    return "away" if type(error).__name__ == "Unreachable" else "cut"
