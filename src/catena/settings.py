@@ -52,6 +52,8 @@ class ConsoleSettings(Config):
     """URL of the gateway that runs; empty: none."""
     session_hours: float = Field(default=12.0, gt=0)
     """How long a browser stays signed in, in hours."""
+    recipes: Path | None = None
+    """Folder of the recipes that people edit; none: `recipes` beside the workspace."""
 
 
 class TrackSettings(Config):

@@ -48,6 +48,7 @@ def console(
                 hours=place.session_hours,
                 hosts=(*settings.serve.hosts, *(hosts or ())),
                 local=not must_sign_in,
+                recipes=place.recipes,
             ) as made,
         ):
             require_keys_beyond(listener, made)

@@ -42,13 +42,14 @@ def opened(
     hours: float = 12.0,
     hosts: Sequence[str] = (),
     local: bool = True,
+    recipes: Path | None = None,
 ) -> Iterator[Console]:
     """Open a console over a workspace. `local` says whether a workspace without keys needs none on loopback."""
     store = workspace.store
     access = Access(Keys(store.index).all, store.root, open_signer(store.root), AuthConfig()).open()
     try:
         sessions = Sessions(store.root, access, hours=hours, local=local)
-        yield Console(workspace, sessions, gateway, prefix.rstrip("/"), tuple(hosts))
+        yield Console(workspace, sessions, gateway, prefix.rstrip("/"), tuple(hosts), recipes)
     finally:
         access.close()
 
@@ -62,8 +63,10 @@ def build(console: Console) -> ASGIApp:
 
     from catena.console.frame import framed, not_found
     from catena.console.guard import Guard
+    from catena.console.language import words
     from catena.console.page import pages
 
+    words()  # a mistake in a file of words shows here, and not when a page is asked for
     for page in pages():
         build_page = nicegui.ui.page(page.path, response_timeout=PAGE_S, reconnect_timeout=RECONNECT_S)
         build_page(framed(console, page))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,7 +141,8 @@ class Paged:
         self._view, self._heads, self._load, self._size = view, heads, load, size
         self._offset, self._words, self._asked = 0, "", 0
         with ui.element("div").classes("c-paged"):
-            with ui.element("div").classes("c-tools"):
+            self.tools = ui.element("div").classes("c-tools")
+            with self.tools:
                 if search:
                     found = ui.input(placeholder=view.say("parts.search"), on_change=self._searched)
                     found.props(f"dense outlined clearable debounce={SEARCH_PAUSE_S * 1000:.0f}").classes("c-search")
@@ -170,9 +170,14 @@ class Paged:
         nothing = Markup('<p class="c-empty">{}</p>').format(self._view.say("parts.none_found"))
         self._body.content = str(table_html(self._heads, part.rows) if part.rows else nothing)
 
-    async def _searched(self, event: Any) -> None:
-        self._words, self._offset = event.value or "", 0
+    async def restart(self) -> None:
+        """Ask again, from the first row on: what is asked for has changed."""
+        self._offset = 0
         await self.refresh()
+
+    async def _searched(self, event: Any) -> None:
+        self._words = event.value or ""
+        await self.restart()
 
     async def _previous(self) -> None:
         self._offset = max(0, self._offset - self._size)
@@ -267,6 +272,16 @@ def icon_button(icon: str, title: str, act: Callable[..., Any]) -> ui.button:
     return made.classes("c-iconbutton").tooltip(title)
 
 
+def tabs(view: View, items: Sequence[tuple[str, object]], lit: str, *path: str, **query: str) -> ui.html:
+    """Show tabs as links (`?tab=KEY` of a path): each is a page of its own, that loads only what it shows."""
+    one = Markup('<a href="{}"{}>{}</a>')
+    here = Markup(' aria-current="page"')
+    made = [
+        one.format(view.href(*path, **{**query, "tab": key}), here if key == lit else "", title) for key, title in items
+    ]
+    return html(Markup("").join(made), tag="nav").classes("c-tabs")
+
+
 def link_button(view: View, title: object, *path: str, **query: str) -> Markup:
     """Return a link that looks like a button."""
     return Markup('<a class="c-button c-linkbutton" href="{}">{}</a>').format(view.href(*path, **query), title)
@@ -319,6 +334,3 @@ def quietly(work: Awaitable[Any]) -> asyncio.Future[Any]:
             logger.exception("work beside a page failed")
 
     return asyncio.ensure_future(guarded())
-
-
-Block = AbstractContextManager[Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -31,6 +32,8 @@ class Console:
     """The path below which it is reached, for example /console."""
     hosts: tuple[str, ...] = ()
     """Names beside localhost that it answers to."""
+    recipes: Path | None = None
+    """Folder of recipes; None: `recipes` beside the workspace."""
 
 
 @dataclass(frozen=True)
