@@ -72,8 +72,9 @@ def run_replicas(
 def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None) -> None:
     """Serve until a signal comes. Raises what keeps the replicas from starting."""
     require("aiohttp")
+    from catena.govern.compliance_kept import remember
     from catena.serve.gateway.app import Gateway
-    from catena.serve.governed import require_auth_beyond
+    from catena.serve.governed import require_auth_beyond, sealer_of
     from catena.serve.releases.tags import Tags
     from catena.serve.running import Running, announced
     from catena.serve.server import listen, serve, url_of
@@ -81,6 +82,8 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
     with ExitStack() as stack:
         store, middleware = _opened(session, config, stack)
         root = store.root if store else None
+        if store is not None:
+            remember(store.root, _places(config, store))
         config = _queue_of(config, store)
         listener = stack.enter_context(closing(listen(config.host, config.port)))
         require_auth_beyond(listener, config.govern)
@@ -109,6 +112,7 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
             on_problem=lambda: os.kill(os.getpid(), signal.SIGTERM),
             middleware=middleware,
             tags=Tags(store) if store else None,
+            sealer=sealer_of(store, config.govern) if store else None,
         )
         beside = with_grpc(session, gateway, (config.host, grpc), config.http, gateway.running())
         serve(gateway, listener, config=config.http, beside=beside)
@@ -156,6 +160,18 @@ def with_grpc(
 
     side = running(app, host, port, config, ready)
     return both(side) if beside is None else both(beside, side)
+
+
+def _places(config: DeployConfig, store: Store) -> list[str]:
+    """Return where words of requests are kept, for who checks that they are sealed."""
+    from catena.govern.compliance_kept import INDEX
+
+    shared = store.index.engine.dialect.name == "postgresql"
+    usual = INDEX if shared else str(config.state / "jobs.db")
+    places = [config.jobs.store or usual, config.jobs.files or str(config.state / "files")] if config.jobs.on else []
+    if config.cache.store not in ("", "memory"):
+        places.append(str(config.state / "answers.sqlite") if config.cache.store == "sqlite" else config.cache.store)
+    return places
 
 
 def _queue_of(config: DeployConfig, store: Store | None) -> DeployConfig:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from catena.core.errors import CatenaError
 from catena.core.registry import require
 from catena.core.types import DatasetVersion, ModelVersion, Report
-from catena.govern import compliance_learning as learning
+from catena.govern import compliance_kept as kept, compliance_learning as learning
 from catena.govern.audit.log import Places
 from catena.govern.audit.reading import Query, entries
 from catena.govern.audit.record import frames, opened
@@ -338,6 +338,10 @@ CHECKLIST: Mapping[str, tuple[str, Check]] = {
     "audit-on": ("Requests, answers and decisions are written down", _audit_on),
     "audit-sound": ("The audit verifies: nothing changed, removed, added or reordered", _audit_sound),
     "audit-sealed": ("The audit is encrypted at rest", _audit_sealed),
+    "kept-sealed": (
+        "Jobs, their files and answers in the cache are encrypted at rest, so that an erasure reaches them",
+        lambda seen: _stated(*kept.sealed(seen.store)),
+    ),
     "audit-kept": ("The audit is kept for 180 days or more", _retention),
     "audit-elsewhere": ("Checkpoints are kept on another disk than the records", _elsewhere),
     "moderation-on": ("Prompts and answers are moderated", _moderated),

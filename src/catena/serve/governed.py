@@ -22,6 +22,7 @@ from catena.govern.feedback.book import Book
 from catena.govern.keys import Keys
 from catena.govern.moderation.classifier import Filter, load_filter
 from catena.govern.moderation.moderator import Moderator
+from catena.govern.seal import Sealer
 from catena.govern.tokens import Tokens
 from catena.hub.store import Store
 from catena.serve.config import ServeConfig
@@ -68,6 +69,13 @@ def _filter(store: Store, config: GovernConfig) -> Filter | None:
     if not ref:
         return None
     return load_filter(store.checkout(store.resolve(ref, ModelVersion)), config.moderation.threshold)
+
+
+def sealer_of(store: Store, config: GovernConfig) -> Sealer | None:
+    """Return what seals answers in the cache, jobs and their files; None where nothing governs."""
+    if not config.auth.on and not config.audit.on:
+        return None
+    return Sealer(store.root, config.audit, subjects=config.auth.on)
 
 
 def require_auth_beyond(listener: socket, config: GovernConfig) -> None:

@@ -32,11 +32,12 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from catena.core.errors import CatenaError, EnvironmentProblem, RemoteError, did_you_mean
+from catena.govern.seal import Sealer
 from catena.serve.errors import answer_to, http_exception, unexpected
 from catena.serve.gateway import gpus, meters
 from catena.serve.gateway.ask import ROUTES
 from catena.serve.gateway.cache import Cache
-from catena.serve.gateway.caching import open_answers
+from catena.serve.gateway.caching import CACHE_FILE, Cover, forget_clear, open_answers
 from catena.serve.gateway.call import Call
 from catena.serve.gateway.config import DeployConfig, ModelConfig
 from catena.serve.gateway.exchange import open_session
@@ -45,6 +46,7 @@ from catena.serve.gateway.meters import Counter, Meters
 from catena.serve.gateway.opinions import Opinions
 from catena.serve.gateway.pages import Pages
 from catena.serve.gateway.pool import Pool
+from catena.serve.gateway.questions import open_questions
 from catena.serve.gateway.relay import Relay
 from catena.serve.gateway.scaling import Load, Scaler
 from catena.serve.gateway.semantic import Semantic
@@ -80,6 +82,7 @@ class Gateway:
         traces: Traces | None = None,
         middleware: Sequence[Middleware] = (),
         tags: Tags | None = None,
+        sealer: Sealer | None = None,
     ) -> None:
         self.config, self.state, self._commands = config, state, commands
         self._on_ready, self._on_problem = on_ready, on_problem
@@ -92,23 +95,30 @@ class Gateway:
         self.pools = {name: self.new_pool(name, model) for name, model in self.specs.items()}
         self.limits = Limits(config.limits)
         self.traces = traces or Traces(config.telemetry)
-        cache = config.cache
-        semantic = cache.semantic
-        near = Semantic(self._embed, semantic.similarity, semantic.entries, cache.ttl_s) if semantic.model else None
-        answers = open_answers(cache.store, state, cache.ttl_s, cache.max_bytes)
-        self.cache = Cache(answers, self.digest_of, self.meters, near)
+        self.cache = self._new_cache(Cover(sealer))
         self.session: aiohttp.ClientSession = None  # type: ignore[assignment]  # opened by `running`
         self.draining = False
         self._began = int(time.time())
         self._tasks: list[asyncio.Task[None]] = []
         self._opinions = Opinions(middleware, self.releases)
-        self.jobs = Jobs(config.jobs, state, self, self.busy) if config.jobs.on else None
+        self.jobs = Jobs(config.jobs, state, self, self.busy, sealer) if config.jobs.on else None
         self._relay = Relay(self)
         self._documents = Pages(self.names, middleware)
         self._pages = self._routes()
         self.app: ASGIApp = self._dispatch
         for kind in reversed((Middleware(LoopbackHosts, names=config.http.hosts), *middleware)):
             self.app = kind.cls(self.app, *kind.args, **kind.kwargs)
+
+    def _new_cache(self, cover: Cover) -> Cache:
+        cache, near, near_bytes = self.config.cache, None, 0
+        if cover.secret and cache.store == "sqlite":
+            forget_clear(self.state / CACHE_FILE)
+        if cache.semantic.model:
+            near_bytes = cache.max_bytes // 2
+            kept = open_questions(cache.store, self.state, cache.ttl_s, cache.semantic.entries, near_bytes)
+            near = Semantic(self._embed, cache.semantic, (cache.ttl_s, near_bytes), kept, cover)
+        answers = open_answers(cache.store, self.state, cache.ttl_s, cache.max_bytes - near_bytes)
+        return Cache(answers, self.digest_of, self.meters, near, cover)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

@@ -1,7 +1,8 @@
 """The cache of answers: exact (the same request) and semantic (a question that means the same). Never across tenants.
 
 The key of an answer is (tenant, digest of the weights, route, the request as canonical JSON). Only requests whose
-answer is decided by these are kept: greedy ones, those with a seed, and those that draw nothing.
+answer is decided by these are kept: greedy ones, those with a seed, and those that draw nothing. Where the gateway
+governs, answers are sealed under their tenant's key, in whichever store.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from starlette.types import Scope
 
-from catena.serve.gateway.caching import Answers
+from catena.serve.gateway.caching import Answers, Cover
 from catena.serve.gateway.call import Call
 from catena.serve.gateway.scoped import header
 
@@ -42,9 +43,9 @@ def canonical(fields: Mapping[str, Any]) -> bytes:
     return orjson.dumps(told, option=orjson.OPT_SORT_KEYS)
 
 
-def key_of(tenant: str, digest: str, route: str, fields: Mapping[str, Any]) -> bytes:
+def key_of(tenant: str, digest: str, route: str, fields: Mapping[str, Any], secret: bytes = b"") -> bytes:
     """Return the key of an answer. Lengths are in it, so that no part can look like the beginning of the next."""
-    mark = hashlib.blake2b(digest_size=32)
+    mark = hashlib.blake2b(digest_size=32, key=secret)
     for part in (tenant.encode(), digest.encode(), route.encode(), canonical(fields)):
         mark.update(len(part).to_bytes(8, "big") + part)
     return mark.digest()
@@ -53,8 +54,16 @@ def key_of(tenant: str, digest: str, route: str, fields: Mapping[str, Any]) -> b
 class Cache:
     """Exact answers, and with an embedder semantic ones."""
 
-    def __init__(self, answers: Answers | None, digests: Any, meters: Meters, semantic: Semantic | None = None) -> None:
+    def __init__(
+        self,
+        answers: Answers | None,
+        digests: Any,
+        meters: Meters,
+        semantic: Semantic | None = None,
+        cover: Cover | None = None,
+    ) -> None:
         self._answers, self._digest_of, self._meters, self._semantic = answers, digests, meters, semantic
+        self._cover = cover or Cover(None)
 
     async def get(self, call: Call, scope: Scope) -> Hit | None:
         """Return a kept answer, where there may be one; `cache-control: no-store` or `no-cache` goes past it."""
@@ -69,7 +78,10 @@ class Cache:
         call.keep = True
         if b"no-cache" in control:
             return None
-        kept = await self._answers.get(self._key(call, digest))
+        key = self._key(call, digest)
+        kept = await self._answers.get(key)
+        if kept is not None:
+            kept = self._cover.get(kept, key)
         self._meters.cache.add(call.ask.model, "exact", "miss" if kept is None else "hit")
         how = b"exact"
         if kept is None and self._semantic is not None:
@@ -89,17 +101,19 @@ class Cache:
         if not (digest := self._digest_of(call)) or not _whole(call):
             return
         value = call.kind + b"\n" + bytes(call.answer)
-        await self._answers.put(self._key(call, digest), value)
+        key = self._key(call, digest)
+        await self._answers.put(key, self._cover.put(call.who.tenant, value, key))
         if self._semantic is not None:
             await self._semantic.keep(call, digest, value)
 
     async def close(self) -> None:
         """Close the store."""
-        if self._answers is not None:
-            await self._answers.close()
+        for store in (self._answers, self._semantic):
+            if store is not None:
+                await store.close()
 
     def _key(self, call: Call, digest: str) -> bytes:
-        return key_of(call.who.tenant, digest, call.ask.route, call.ask.fields)
+        return key_of(call.who.tenant, digest, call.ask.route, call.ask.fields, self._cover.secret)
 
 
 def _whole(call: Call) -> bool:

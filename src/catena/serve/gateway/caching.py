@@ -11,11 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from catena.core.errors import IntegrityError
 from catena.core.registry import require
+from catena.govern.seal import VALUE, Sealer, is_sealed
 
 logger = logging.getLogger(__name__)
 RETRY_S = 2.0
 TRIM_EVERY = 64
+CACHE_FILE = "answers.sqlite"
 
 
 class Answers(Protocol):
@@ -73,10 +76,7 @@ class SqliteAnswers:
         self._database = self._thread.submit(self._open, file).result()
 
     def _open(self, file: Path) -> sqlite3.Connection:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(file, isolation_level=None)
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=OFF")  # a cache may lose its last answers
+        database = open_file(file)
         database.execute(
             "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, until REAL, used REAL, value BLOB) WITHOUT ROWID"
         )
@@ -124,6 +124,61 @@ class SqliteAnswers:
         self._thread.shutdown()
 
 
+def open_file(file: Path) -> sqlite3.Connection:
+    """Open the file of the cache."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    database = sqlite3.connect(file, isolation_level=None, timeout=30)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA synchronous=OFF")  # a cache may lose its last answers
+    return database
+
+
+def forget_clear(file: Path) -> None:
+    """Empty the file of a cache that is sealed from now on, where anything lies in it as it is: a cache may forget."""
+    if not file.exists():
+        return
+    database = open_file(file)
+    try:
+        tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        for table, column in (("answers", "value"), ("questions", "item")):
+            if (
+                table in tables
+                and database.execute(
+                    f"SELECT 1 FROM {table} WHERE substr({column},1,4)<>? LIMIT 1",
+                    (VALUE,),
+                ).fetchone()
+            ):
+                database.execute(f"DELETE FROM {table}")
+        database.execute("VACUUM")  # or the old words stay in pages that are free
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        database.close()
+
+
+class Cover:
+    """Seals what is kept under its tenant's key, where there is a sealer, and opens it again."""
+
+    def __init__(self, sealer: Sealer | None) -> None:
+        self._sealer = sealer
+        self.secret = b"" if sealer is None else sealer.secret("keys of answers")
+        """So that nobody who has the store can try out what was asked."""
+        self.mark = bytes(4) if sealer is None else VALUE
+        """The beginning of an entry that has parts."""
+
+    def put(self, tenant: str, value: bytes, about: bytes) -> bytes:
+        """Return a value as it is kept."""
+        return value if self._sealer is None else self._sealer.seal(tenant, value, about)
+
+    def get(self, kept: bytes, about: bytes) -> bytes | None:
+        """Return a value; None where nobody can read it any more, or it is not ours."""
+        if self._sealer is None:
+            return None if is_sealed(kept) else kept
+        try:
+            return self._sealer.open(kept, about)
+        except IntegrityError:
+            return None
+
+
 class RedisAnswers:
     """A Redis that many gateways share; while it is away there is no cache."""
 
@@ -169,5 +224,5 @@ def open_answers(store: str, folder: Path, ttl_s: float, max_bytes: int) -> Answ
     if store == "memory":
         return MemoryAnswers(ttl_s, max_bytes)
     if store == "sqlite":
-        return SqliteAnswers(folder / "answers.sqlite", ttl_s, max_bytes)
+        return SqliteAnswers(folder / CACHE_FILE, ttl_s, max_bytes)
     return RedisAnswers(store, ttl_s)

@@ -207,7 +207,8 @@ class CacheConfig(Config):
     ttl_s: Positive = 86400.0
     """So long an answer is kept, in seconds."""
     max_bytes: int = Field(default=256 << 20, ge=1)
-    """Most bytes of answers that are kept (memory and SQLite)."""
+    """Most bytes of answers that are kept (memory and SQLite; a Redis has its own `maxmemory`). Half of them are the
+    semantic cache's, where it is on."""
     semantic: SemanticConfig = SemanticConfig()
 
 

@@ -1,4 +1,7 @@
-"""`/v1/files`: bytes are stored once, under their SHA-256; a row says whose they are and what they are called.
+"""`/v1/files`: bytes are stored under their SHA-256; a row says whose they are and what they are called.
+
+Without a sealer equal bytes are stored once. With one they are sealed under their tenant's key (`sealing.py`), and what
+is stored, and named by its digest, is what was sealed.
 
 POST /v1/files (multipart: file, purpose, expires_after)      GET /v1/files?purpose=&limit=&after=&order=
 GET | DELETE /v1/files/{id}                                   GET /v1/files/{id}/content
@@ -11,9 +14,10 @@ import hashlib
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
@@ -23,11 +27,13 @@ from starlette.types import Message, Receive
 
 from catena.core.errors import IntegrityError
 from catena.core.registry import require
+from catena.govern.seal import HEAD, Erased, is_sealed
 from catena.hub.files import FileStore
 from catena.hub.locks import file_lock
 from catena.serve.jobs.config import JobsConfig
 from catena.serve.jobs.forms import ExpiresAfter, attachment, known_only, limit_of, page, plain_name
 from catena.serve.jobs.queue import Queue
+from catena.serve.jobs.sealing import Seals
 from catena.serve.jobs.tables import FileRow
 from catena.serve.jobs.who import tenant_of
 from catena.serve.wire import WireError
@@ -42,8 +48,8 @@ LISTED = 10_000
 class Files:
     """Files of tenants."""
 
-    def __init__(self, queue: Queue, config: JobsConfig, state: Path) -> None:
-        self._queue, self._config = queue, config
+    def __init__(self, queue: Queue, config: JobsConfig, state: Path, seals: Seals | None = None) -> None:
+        self._queue, self._config, self.seals = queue, config, seals or Seals()
         self._store = FileStore(config.files or str(state / "files"))
         self._lock = state / "files.lock"
         self._state = state
@@ -94,10 +100,11 @@ class Files:
 
     def _copied(self, upload: UploadFile, whose: tuple[str, str], lifetime: float | None) -> FileRow:
         with self.written() as path:
-            with path.open("wb") as stream:
-                while block := upload.file.read(CHUNK):
-                    stream.write(block)
-            return self.keep(path, whose, "batch", lifetime)
+            size = self.seals.write(path, whose[0], iter(partial(upload.file.read, CHUNK), b""))
+            with file_lock(self._lock):  # or somebody deletes the same bytes at this moment
+                row = self.put((path, size), whose, "batch", lifetime)
+                self._queue.add_file(row)
+            return row
 
     async def list(self, request: Request) -> Response:
         """List a tenant's files."""
@@ -129,12 +136,16 @@ class Files:
         row = await self._asked(request)
         if not await asyncio.to_thread(self._store.has, row.sha256):
             raise IntegrityError(f"the bytes of {row.id} are missing")
+        try:
+            stream, _ = await asyncio.to_thread(self._opened, row)
+        except Erased as error:
+            raise _missing(row.id) from error
         headers = {
             "content-length": str(row.bytes),
             "content-disposition": attachment(row.name),
             "x-content-type-options": "nosniff",
         }
-        return StreamingResponse(self._pieces(row), media_type="application/octet-stream", headers=headers)
+        return StreamingResponse(_pieces(stream), media_type="application/octet-stream", headers=headers)
 
     async def _asked(self, request: Request) -> FileRow:
         return await self.find(request.path_params["id"], tenant_of(request.scope))
@@ -145,26 +156,25 @@ class Files:
         """Return a tenant's file; raises `WireError` 404, whosever it may be."""
         row = await asyncio.to_thread(self._queue.file, id, tenant)
         if row is None:
-            raise WireError(f"there is no file {id!r}", param=param, code="file_not_found", status=404)
+            raise _missing(id, param)
         return row
 
     def written(self) -> _Temporary:
         """Give a path to write a file to; it is gone afterwards."""
         return _Temporary(self._state / "parts")
 
-    def keep(self, path: Path, whose: tuple[str, str], purpose: str, lifetime: float | None) -> FileRow:
-        """Store a file for a tenant under a name."""
-        with file_lock(self._lock):  # or somebody deletes the same bytes at this moment
-            row = self.put(path, whose, purpose, lifetime)
-            self._queue.add_file(row)
-        return row
+    def batch_output(self, lines: Iterable[bytes], whose: tuple[str, str], keep_s: float, like: str) -> FileRow:
+        """Store what a batch made, under the key of the batch (`like`); the row has yet to be written."""
+        with self.written() as path:
+            size = self.seals.write(path, whose[0], lines, like=like)
+            return self.put((path, size), whose, "batch_output", keep_s)
 
-    def put(self, path: Path, whose: tuple[str, str], purpose: str, lifetime: float | None) -> FileRow:
-        """Store the bytes, and return the row that has yet to be written."""
-        stored, moment = self._store.put(path, whose[1]), time.time()
+    def put(self, made: tuple[Path, int], whose: tuple[str, str], purpose: str, lifetime: float | None) -> FileRow:
+        """Store a file that is this long to who may read it, and return the row that has yet to be written."""
+        stored, moment = self._store.put(made[0], whose[1]), time.time()
         expires = None if lifetime is None else moment + lifetime
         id = f"file-{secrets.token_hex(12)}"
-        return FileRow(id, whose[0], whose[1], purpose, stored.size, stored.sha256, moment, expires)
+        return FileRow(id, whose[0], whose[1], purpose, made[1], stored.sha256, moment, expires)
 
     def locked(self) -> Any:
         """Hold what keeps bytes from being deleted between `put` and their row."""
@@ -185,21 +195,54 @@ class Files:
     def lines(self, row: FileRow) -> Iterator[bytes]:
         """Yield a file's lines; raises `IntegrityError` at the end where they are not what was stored."""
         digest = hashlib.sha256()
-        with self._store.fs.open(f"{self._store.root}/{row.sha256[:2]}/{row.sha256}", "rb") as stream:
+        stream, sealed = self._opened(row)
+        with stream:
             for line in stream:
                 digest.update(line)
                 yield line
-        if digest.hexdigest() != row.sha256:
+        if not sealed and digest.hexdigest() != row.sha256:
             raise IntegrityError(f"the bytes of {row.id} are not what was stored")
 
-    async def _pieces(self, row: FileRow) -> AsyncIterator[bytes]:
-        path = f"{self._store.root}/{row.sha256[:2]}/{row.sha256}"
-        stream = await asyncio.to_thread(self._store.fs.open, path, "rb")
+    def remove_erased(self) -> int:
+        """Forget files that nobody can read any more; returns how many."""
+        gone = [row for row in self._queue.all_files() if self.seals.erased(self._head(row))]
+        for row in gone:
+            self.remove(row)
+        return len(gone)
+
+    def seal(self) -> int:
+        """Seal files that lie in clear from before; returns how many."""
+        count = 0
+        for row in self._queue.all_files() if self.seals.on else ():
+            with file_lock(self._lock):
+                head = self._head(row)
+                if not head or is_sealed(head) or self._queue.file(row.id, row.tenant) is None:
+                    continue
+                with self.written() as path:
+                    self.seals.write(path, row.tenant, self.lines(row))
+                    self._queue.move_file(row.id, self._store.put(path, row.name).sha256)
+                if not self._queue.has_bytes(row.sha256):
+                    self._store.remove(row.sha256)
+                count += 1
+        return count
+
+    def _head(self, row: FileRow) -> bytes:
         try:
-            while block := await asyncio.to_thread(stream.read, CHUNK):
-                yield block
-        finally:
-            stream.close()
+            with self._store.open(row.sha256) as stream:
+                return stream.read(HEAD)
+        except FileNotFoundError:
+            return b""
+
+    def _opened(self, row: FileRow) -> tuple[BinaryIO, bool]:
+        return self.seals.opened(self._store.open(row.sha256))
+
+
+async def _pieces(stream: BinaryIO) -> AsyncIterator[bytes]:
+    try:
+        while block := await asyncio.to_thread(stream.read, CHUNK):
+            yield block
+    finally:
+        stream.close()
 
 
 class _Temporary:
@@ -229,6 +272,10 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         return message
 
     return bounded
+
+
+def _missing(id: str, param: str | None = None) -> WireError:
+    return WireError(f"there is no file {id!r}", param=param, code="file_not_found", status=404)
 
 
 def _too_long(limit: int) -> WireError:

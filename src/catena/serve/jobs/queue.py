@@ -1,5 +1,8 @@
 """Jobs and their results in a database: each method is one transaction, safe for many gateways and for kills.
 
+Words (what is asked, what was answered, what people see of a job) are sealed under their tenant's key, where there is
+a sealer (`sealing.py`). What was erased is as if it were not there.
+
 A job belongs to who holds its lease. Whoever is silent for longer loses it; what they still write is refused, and a
 result that is there already stays (`results` has the line as its key).
 """
@@ -10,18 +13,22 @@ import json
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from sqlalchemy import URL, Connection, Row, Select, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from catena.core.errors import CatenaError
+from catena.govern.seal import Erased
 from catena.hub.index import Index, make_engine
+from catena.serve.jobs.sealing import HEAD_TEXT, START, Seals
 from catena.serve.jobs.tables import ACTIVE, FileRow, Job, Result, files, jobs, metadata, results
 
 COLUMNS = [jobs.c[name] for name in Job.__slots__]
 AT_ONCE = 500
+CLEANED = 1
+"""`user_version` of a SQLite file that was written anew since its words are sealed."""
 CLOSING_S = 30.0
 """How long a close waits for transactions under way."""
 
@@ -33,8 +40,8 @@ class Lost(CatenaError):
 class Queue:
     """The queue of one or many gateways."""
 
-    def __init__(self, url: str | URL) -> None:
-        self._index = Index(make_engine(url))
+    def __init__(self, url: str | URL, seals: Seals | None = None) -> None:
+        self._index, self._seals = Index(make_engine(url)), seals or Seals()
         self._opened = False
         self._idle = threading.Condition()
         self._users = 0
@@ -110,9 +117,14 @@ class Queue:
     def remove_file(self, id: str) -> bool:
         """Forget a file; tells whether nobody else has the same bytes."""
         with self._write() as connection:
-            sha256 = connection.execute(select(files.c.sha256).where(files.c.id == id)).scalar_one_or_none()
-            connection.execute(delete(files).where(files.c.id == id))
+            gone = delete(files).where(files.c.id == id).returning(files.c.sha256)
+            sha256 = connection.execute(gone).scalar_one_or_none()
             return not connection.execute(select(files.c.id).where(files.c.sha256 == sha256).limit(1)).first()
+
+    def has_bytes(self, sha256: str) -> bool:
+        """Tell whether any file has these bytes."""
+        with self._read() as connection:
+            return connection.execute(select(files.c.id).where(files.c.sha256 == sha256).limit(1)).first() is not None
 
     def needed(self, file: str) -> bool:
         """Tell whether a job that is not finished reads a file."""
@@ -133,7 +145,7 @@ class Queue:
         with self._write() as connection:
             if connection.execute(select(func.count()).select_from(jobs).where(*same)).scalar_one() >= most:
                 return False
-            connection.execute(insert(jobs).values(_values(job) | {"lease": 0.0}))
+            connection.execute(insert(jobs).values(self._sealed(job)))
             return True
 
     def get(self, id: str, tenant: str | None = None, kind: str = "batch") -> Job | None:
@@ -143,13 +155,14 @@ class Queue:
             query = query.where(jobs.c.tenant == tenant)
         with self._read() as connection:
             row = connection.execute(query).one_or_none()
-        return None if row is None else _job(row)
+        return None if row is None else self._job(row)
 
     def jobs_of(self, tenant: str, kind: str, after: str, limit: int) -> list[Job]:
         """Return a page of a tenant's jobs, newest first."""
         query = select(*COLUMNS).where(jobs.c.tenant == tenant, jobs.c.kind == kind)
         with self._read() as connection:
-            return [_job(row) for row in connection.execute(_page(query, jobs, after, limit, False))]
+            found = map(self._job, connection.execute(_page(query, jobs, after, limit, False)))
+            return [job for job in found if job is not None]
 
     def change(
         self, id: str, change: Callable[[Job], Mapping[str, Any] | None], *, owner: str | None = None
@@ -159,17 +172,19 @@ class Queue:
         With `owner` only that one's; raises `Lost` otherwise.
         """
         with self._write() as connection:
-            job = _locked(connection, id)
+            job, body = self._locked(connection, id)
             if owner is not None and (job is None or job.owner != owner):
                 raise Lost("the job is another's by now")
             wanted = None if job is None else change(job)
             if job is None or wanted is None:
                 return job
-            values = {**wanted, **({"body": json.dumps(wanted["body"])} if "body" in wanted else {})}
+            values = dict(wanted)
+            if "body" in wanted:
+                values["body"] = self._seals.put(json.dumps(wanted["body"]), job.tenant, _about(id), like=body)
             if wanted.get("status", job.status) not in ACTIVE:
                 values |= {"owner": "", "lease": 0.0, "ended": time.time()}
             connection.execute(update(jobs).where(jobs.c.id == id).values(values))
-            return _locked(connection, id)
+            return self._locked(connection, id)[0]
 
     def remove(self, id: str) -> None:
         """Forget a job."""
@@ -194,7 +209,10 @@ class Queue:
                 return None
             values = {"owner": owner, "lease": moment + lease_s}
             connection.execute(update(jobs).where(jobs.c.id == row.id).values(values))
-            return _locked(connection, row.id)
+            job = self._locked(connection, row.id)[0]
+        if job is None:  # erased since the last look
+            self.remove(row.id)
+        return job
 
     def beat(self, owner: str, lease_s: float) -> dict[str, str]:
         """Hold one's jobs for longer; returns them with their states."""
@@ -220,10 +238,10 @@ class Queue:
         """Write results; those of lines that have one already are dropped. Raises `Lost` for who has no lease."""
         dialect: Any = postgresql if self._index.engine.dialect.name == "postgresql" else sqlite
         with self._write() as connection:
-            held = _locked(connection, job)
+            held, body = self._locked(connection, job)
             if held is None or held.owner != owner:
                 raise Lost("the job is another's by now")
-            rows = [_values(one) | {"job": job} for one in found]
+            rows = [self._kept(one, held, body) for one in found]
             connection.execute(dialect.insert(results).on_conflict_do_nothing(), rows)
 
     def done(self, job: str) -> set[int]:
@@ -250,7 +268,7 @@ class Queue:
             with self._read() as connection:
                 rows = connection.execute(query.order_by(results.c.line).limit(AT_ONCE)).all()
             for row in rows:
-                yield row.body
+                yield self._seals.get(row.body, _about(job, row.line))
             if len(rows) < AT_ONCE:
                 return
             last = rows[-1].line
@@ -258,18 +276,107 @@ class Queue:
     def finish(self, id: str, owner: str, change: Callable[[Job], Mapping[str, Any]], made: Sequence[FileRow]) -> Job:
         """End a batch with the files of its results, which are forgotten as rows. Raises `Lost`."""
         with self._write() as connection:
-            job = _locked(connection, id)
+            job, body = self._locked(connection, id)
             if job is None or job.owner != owner:
                 raise Lost("the job is another's by now")
             wanted = change(job)
             for row in made:
                 connection.execute(insert(files).values(_values(row)))
-            values = {**wanted, "body": json.dumps(wanted["body"]), "owner": "", "lease": 0.0, "ended": time.time()}
+            told = self._seals.put(json.dumps(wanted["body"]), job.tenant, _about(id), like=body)
+            values = {**wanted, "body": told, "owner": "", "lease": 0.0, "ended": time.time()}
             connection.execute(update(jobs).where(jobs.c.id == id).values(values))
             connection.execute(delete(results).where(results.c.job == id))
-            ended = _locked(connection, id)
-        assert ended is not None
+            ended = self._locked(connection, id)[0]
+        if ended is None:
+            raise Lost("the job was erased meanwhile")
         return ended
+
+    # -- words -------------------------------------------------------------------------------------------------------
+
+    def kept_body(self, id: str) -> str:
+        """Return what people see of a job as it lies there: its key is that of what belongs to it."""
+        with self._read() as connection:
+            return connection.execute(select(jobs.c.body).where(jobs.c.id == id)).scalar_one_or_none() or ""
+
+    def erased_jobs(self) -> list[str]:
+        """Return jobs whose words nobody can read any more."""
+        with self._read() as connection:
+            rows = connection.execute(select(jobs.c.id, func.substr(jobs.c.body, 1, HEAD_TEXT).label("head"))).all()
+        return [row.id for row in rows if self._seals.erased(row.head)]
+
+    def all_files(self) -> list[FileRow]:
+        """Return every file."""
+        with self._read() as connection:
+            return [FileRow(*row) for row in connection.execute(select(files))]
+
+    def move_file(self, id: str, sha256: str) -> None:
+        """Note that a file's bytes lie under another digest now."""
+        with self._write() as connection:
+            connection.execute(update(files).where(files.c.id == id).values(sha256=sha256))
+
+    def seal(self) -> int:
+        """Seal what was written in clear before; returns how many texts. Others wait for no longer than a row."""
+        count = 0
+        with self._read() as connection:
+            found = [(row.id, row.tenant) for row in connection.execute(select(jobs.c.id, jobs.c.tenant))]
+        for id, tenant in found if self._seals.on else ():
+            with self._write() as connection:
+                row = connection.execute(select(*COLUMNS).where(jobs.c.id == id).with_for_update()).one_or_none()
+                if row is None:
+                    continue
+                columns = ("body", "input") if row.kind == "response" else ("body",)
+                clear = {name: text for name in columns if not (text := getattr(row, name)).startswith(START)}
+                if clear:
+                    values = {name: self._seals.put(text, tenant, _about(id)) for name, text in clear.items()}
+                    connection.execute(update(jobs).where(jobs.c.id == id).values(values))
+                mine = results.c.job == id
+                lines = select(results.c.line, results.c.body).where(mine, results.c.body.not_like(f"{START}%"))
+                old = connection.execute(lines).all()
+                for one in old:
+                    body = self._seals.put(one.body, tenant, _about(id, one.line))
+                    connection.execute(update(results).where(mine, results.c.line == one.line).values(body=body))
+                count += len(clear) + len(old)
+        if self._seals.on and self._index.engine.dialect.name == "sqlite":
+            self._clean(bool(count))
+        return count
+
+    def _clean(self, now: bool) -> None:
+        """Write a SQLite file anew, once or `now`: or the old words stay in pages that are free."""
+        with self._in_use(), self._index.translated(), closing(self._index.engine.raw_connection()) as connection:
+            cursor = connection.cursor()
+            if now or cursor.execute("PRAGMA user_version").fetchone()[0] < CLEANED:
+                cursor.execute("VACUUM")
+                cursor.execute(f"PRAGMA user_version={CLEANED}")
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _locked(self, connection: Connection, id: str) -> tuple[Job | None, str]:
+        """Return a job that nobody else changes meanwhile, and its body as it is kept."""
+        row = connection.execute(select(*COLUMNS).where(jobs.c.id == id).with_for_update()).one_or_none()
+        return (None, "") if row is None else (self._job(row), row.body)
+
+    def _job(self, row: Row[Any]) -> Job | None:
+        """Return a job; None for one that was erased."""
+        values, about = dict(row._mapping), _about(row.id)
+        try:
+            body, asked = self._seals.get(row.body, about), self._seals.get(row.input, about)
+        except Erased:
+            return None
+        return Job(**values | {"who": json.loads(row.who), "body": json.loads(body), "input": asked})
+
+    def _sealed(self, job: Job) -> dict[str, Any]:
+        values, about = _values(job) | {"lease": 0.0}, _about(job.id)
+        for name in ("body", "input") if job.kind == "response" else ("body",):
+            values[name] = self._seals.put(values[name], job.tenant, about)
+        return values
+
+    def _kept(self, result: Result, job: Job, like: str) -> dict[str, Any]:
+        body = self._seals.put(result.body, job.tenant, _about(job.id, result.line), like=like)
+        return _values(result) | {"job": job.id, "body": body}
+
+
+def _about(job: str, line: int | None = None) -> str:
+    """Return what a sealed text is bound to, so that none passes for another."""
+    return f"job {job}" if line is None else f"job {job} line {line}"
 
 
 def _page(query: Select[Any], table: Any, after: str, limit: int, forward: bool) -> Select[Any]:
@@ -281,16 +388,6 @@ def _page(query: Select[Any], table: Any, after: str, limit: int, forward: bool)
         query = query.where(beyond[0] | ((column == at) & beyond[1]))
     order = (table.c.created, table.c.id) if forward else (table.c.created.desc(), table.c.id.desc())
     return query.order_by(*order).limit(limit)
-
-
-def _locked(connection: Connection, id: str) -> Job | None:
-    row = connection.execute(select(*COLUMNS).where(jobs.c.id == id).with_for_update()).one_or_none()
-    return None if row is None else _job(row)
-
-
-def _job(row: Row[Any]) -> Job:
-    values = dict(row._mapping)
-    return Job(**values | {"who": json.loads(values["who"]), "body": json.loads(values["body"])})
 
 
 def _expired(row: Row[Any]) -> bool:

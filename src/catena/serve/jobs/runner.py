@@ -74,6 +74,7 @@ class Runner:
         """Work until cancelled; then what was taken is given back."""
         self._run(self._again(self._config.lease_s / 3, self._beat))
         self._run(self._again(SWEEP_S, self._sweep))
+        self._run(self._seal())
         try:
             while True:
                 self._awake.clear()
@@ -138,6 +139,27 @@ class Runner:
                 await asyncio.to_thread(self._queue.remove, id)
         except CatenaError as error:
             logger.warning("old jobs and files stay for now: %s", error)
+
+    async def _seal(self) -> None:
+        """Seal what was kept in clear before there was a sealer; then forget what is erased, whenever that happens."""
+        seen: Any = None
+        sealed = False
+        while self._files.seals.on:
+            now = self._files.seals.generation()
+            try:
+                if not sealed:
+                    texts, files = await asyncio.to_thread(self._queue.seal), await asyncio.to_thread(self._files.seal)
+                    if texts or files:
+                        logger.warning("%d texts and %d files of jobs lay in clear and are sealed now", texts, files)
+                    sealed = True
+                if now != seen:
+                    await asyncio.to_thread(self._files.remove_erased)
+                    for id in await asyncio.to_thread(self._queue.erased_jobs):
+                        await asyncio.to_thread(self._queue.remove, id)
+                    seen = now
+            except (CatenaError, OSError) as error:
+                logger.warning("what is kept of jobs is not sealed, or not forgotten, yet: %s", error)
+            await asyncio.sleep(self._config.poll_s)
 
     # -- one job -----------------------------------------------------------------------------------------------------
 
@@ -322,17 +344,16 @@ class Runner:
     def _end(self, job: Job, status: str) -> None:
         good, bad, prompt, written = self._queue.counts(job.id)
         keep_s = job.body["keep_s"] or self._config.keep_s
+        like = self._queue.kept_body(job.id)
         names: dict[str, Any] = {"counts": (good, bad), "usage": usage(prompt, written)}
         with self._files.locked():
             made = []
             for key, wanted, count in (("output", True, good), ("error", False, bad)):
                 if not count:
                     continue
-                with self._files.written() as path:
-                    with path.open("w", encoding="utf-8") as stream:
-                        stream.writelines(f"{line}\n" for line in self._queue.lines_of(job.id, good=wanted))
-                    name = f"{job.id}_{key}.jsonl"
-                    made.append(self._files.put(path, (job.tenant, name), "batch_output", keep_s))
+                lines = (f"{line}\n".encode() for line in self._queue.lines_of(job.id, good=wanted))
+                whose = (job.tenant, f"{job.id}_{key}.jsonl")
+                made.append(self._files.batch_output(lines, whose, keep_s, like))
                 names[f"{key}_file_id"] = made[-1].id
 
             def told(found: Job) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Scope
 
 from catena.core.errors import CatenaError
+from catena.govern.seal import Sealer
 from catena.serve.endpoint import Gone
 from catena.serve.errors import answer_to
 from catena.serve.gateway.ask import Ask
@@ -22,6 +23,7 @@ from catena.serve.jobs.config import JobsConfig
 from catena.serve.jobs.files import Files
 from catena.serve.jobs.queue import Queue
 from catena.serve.jobs.runner import Runner
+from catena.serve.jobs.sealing import Seals
 
 Handler = Callable[[Request], Awaitable[Response]]
 DATABASE = "jobs.db"
@@ -30,11 +32,19 @@ DATABASE = "jobs.db"
 class Jobs:
     """The jobs of one gateway. `app` is the gateway itself; `busy` says whether live requests of a model wait."""
 
-    def __init__(self, config: JobsConfig, state: Path, app: ASGIApp, busy: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        config: JobsConfig,
+        state: Path,
+        app: ASGIApp,
+        busy: Callable[[str], bool],
+        sealer: Sealer | None = None,
+    ) -> None:
         state.mkdir(parents=True, exist_ok=True)
         url = config.store or URL.create("sqlite", database=str(state / DATABASE))
-        self.queue = Queue(url)
-        self.files = Files(self.queue, config, state)
+        seals = Seals(sealer)
+        self.queue = Queue(url, seals)
+        self.files = Files(self.queue, config, state, seals)
         self._runner: Runner | None = None
         self._made = config, app, busy
         self._task: asyncio.Task[None] | None = None
