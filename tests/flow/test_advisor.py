@@ -294,3 +294,47 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for kind, _, body in blocks:
         if kind == "python":
             exec(body, {})
+
+
+@pytest.mark.parametrize("table", [models, gpus], ids=["models", "gpus"])
+def test_every_row_says_where_its_numbers_can_be_read_again(table: Any) -> None:
+    for name, row in table().items():
+        assert re.fullmatch(r"https://[\w.-]+/\S+", row.source), name
+    told = {name for name, row in table().items() if row.checked}
+    assert len(told) > len(table()) // 2
+    page = (Path(__file__).parents[2] / "docs" / "advisor.md").read_text(encoding="utf-8")
+    assert f"{len(told)} of {len(table())}" in page
+
+
+DEFAULTS = {
+    "gpt2-124m": ("GPT2Config", {"n_embd": "hidden", "n_layer": "layers", "n_head": "heads", "n_positions": "context"}),
+    "bert-base": ("BertConfig", {"intermediate_size": "feed_forward", "max_position_embeddings": "context"}),
+    "modernbert-base": (
+        "ModernBertConfig",
+        {"intermediate_size": "feed_forward", "max_position_embeddings": "context"},
+    ),
+    "t5-small": ("T5Config", {"d_model": "hidden", "d_ff": "feed_forward", "num_layers": "layers", "d_kv": "head_dim"}),
+    "mt5-small": (
+        "MT5Config",
+        {"d_model": "hidden", "d_ff": "feed_forward", "num_layers": "layers", "d_kv": "head_dim"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_row_agrees_with_the_defaults_of_transformers(name: str) -> None:
+    import transformers
+
+    row = models()[name]
+    kind, fields = DEFAULTS[name]
+    config = getattr(transformers, kind)()
+    assert kind in row.checked
+    if "hidden_size" in config.to_dict():
+        assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (
+            row.hidden,
+            row.layers,
+            row.heads,
+        )
+    assert {theirs: getattr(config, theirs) for theirs in fields} == {
+        theirs: getattr(row, ours) for theirs, ours in fields.items()
+    }

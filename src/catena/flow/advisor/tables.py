@@ -56,6 +56,8 @@ class OpenModel(Config):
     """Year."""
     source: str
     """Where these numbers can be read again."""
+    checked: str = ""
+    """With what else they were compared; empty: with nothing yet."""
 
     @model_validator(mode="after")
     def _heads_share(self) -> OpenModel:
@@ -129,6 +131,8 @@ class Gpu(Config):
     """Power at most; 0: not known."""
     source: str
     """Where these numbers can be read again."""
+    checked: str = ""
+    """With what else they were compared; empty: with nothing yet."""
 
 
 class TaskKind(Config):

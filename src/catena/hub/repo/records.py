@@ -30,6 +30,8 @@ LARGE = 10 << 20
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
 PRIVATE = "is/private"
 HEADS, TAGS, PULLS = "heads/", "tags/", "pr/"
+MOVED = "moved/"
+"""Of a name that no repository has any more: what it is called now."""
 
 
 class RepoFile(Value):
@@ -151,9 +153,18 @@ def move(connection: Connection, kind: str, name: str, ref: str, commit: str | N
 
 def read(connection: Connection, kind: str, name: str, id: str) -> RepoCommit | None:
     """Return a commit by its id, or by a beginning of it that is the only one such; None for any other."""
-    query = select(repo_commits.c.body).where(repo_commits.c.kind == kind, repo_commits.c.name == name)
-    found = connection.execute(query.where(repo_commits.c.id.startswith(id, autoescape=True)).limit(2)).scalars().all()
-    return RepoCommit.model_validate_json(found[0]) if len(found) == 1 else None
+    query = select(repo_commits).where(repo_commits.c.kind == kind, repo_commits.c.name == name)
+    found = connection.execute(query.where(repo_commits.c.id.startswith(id, autoescape=True)).limit(2)).all()
+    return _commit_of(found[0]) if len(found) == 1 else None
+
+
+def _commit_of(row: Any) -> RepoCommit:
+    """Return the commit of a row, under the name that its repository has now and the id that it was given."""
+    commit = RepoCommit.model_validate_json(row.body)
+    if commit.name != row.name:
+        commit = commit.model_copy(update={"name": row.name})
+        commit.__dict__["id"] = row.id  # the id covers the name that the repository had then
+    return commit
 
 
 def read_refs(connection: Connection, kind: str, name: str) -> dict[str, str]:
@@ -171,9 +182,8 @@ def pulls_ever(connection: Connection, kind: str, name: str) -> set[str]:
 
 def read_commits(connection: Connection, kind: str, name: str) -> dict[str, RepoCommit]:
     """Return all commits of a repository by id."""
-    query = select(repo_commits.c.id, repo_commits.c.body)
-    query = query.where(repo_commits.c.kind == kind, repo_commits.c.name == name)
-    return {row.id: RepoCommit.model_validate_json(row.body) for row in connection.execute(query)}
+    query = select(repo_commits).where(repo_commits.c.kind == kind, repo_commits.c.name == name)
+    return {row.id: _commit_of(row) for row in connection.execute(query)}
 
 
 def pushed_objects(store: Store) -> set[str]:

@@ -11,6 +11,7 @@ import io
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -24,8 +25,9 @@ from catena.govern.roles import Principal
 from catena.hub.repo.card import FRONT, front_matter
 from catena.hub.repo.exports import export_path
 from catena.hub.repo.listing import Listing
+from catena.hub.repo.moving import moved_to
 from catena.hub.repo.records import RepoCommit
-from catena.hub.repo.repos import EntryNotFound, Repos
+from catena.hub.repo.repos import EntryNotFound, RepoNotFound, Repos
 from catena.hub.repo.tree import listing
 from catena.hub.store import Store
 from catena.serve.endpoint import Gone
@@ -36,7 +38,7 @@ from catena.serve.hub.bodies import fields
 from catena.serve.hub.config import HubConfig
 from catena.serve.hub.door import ANYBODY, Door, owner_of
 from catena.serve.hub.files import FileAnswer
-from catena.serve.hub.target import Target, target_of
+from catena.serve.hub.target import PREFIXES, Target, target_of
 from catena.serve.hub.writing import Writing
 
 PAGE = 1000
@@ -122,7 +124,27 @@ class Hub:
             anybody = principal is ANYBODY
             private = anybody and await asyncio.to_thread(self.repos.private, target.kind, target.name)
             self.door.require_name(principal, target, private=private)
-        return await self._handlers[target.verb](Call(scope, receive, target, query, principal))
+        try:
+            return await self._handlers[target.verb](Call(scope, receive, target, query, principal))
+        except RepoNotFound:
+            there = await asyncio.to_thread(self._moved, scope, target, principal) if target.name else None
+            if there is None:
+                raise
+            return RedirectResponse(there, 307)
+
+    def _moved(self, scope: Scope, target: Target, principal: Principal) -> str | None:
+        """Return the address of what was asked for under the name that its repository has now, to whom may know it."""
+        new = moved_to(self.repos, target.kind, target.name)
+        hidden = principal is ANYBODY and new is not None and self.repos.private(target.kind, new)
+        if new is None or hidden or not principal.may_use(new):
+            return None
+        raw = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0]
+        before = f"/api/{target.kind}s/" if raw.startswith("/api/") else f"/{PREFIXES[target.kind]}"
+        rest = raw.removeprefix(before)
+        if rest == raw or not rest.startswith(target.name):
+            return None
+        query = scope.get("query_string", b"").decode("latin-1")
+        return f"{before}{new}{rest[len(target.name) :]}" + (f"?{query}" if query else "")
 
     async def _commit(self, call: Call) -> RepoCommit:
         target, revision = call.target, call.target.revision or "main"
@@ -234,7 +256,7 @@ class Hub:
         if place is None:
             stream = await asyncio.to_thread(self.store.files.open, file.sha256)
             return FileAnswer(stream, file.size, file.path, headers)
-        if not place.exists() or place.stat().st_size != file.size:
+        if _size_of(place) != file.size:
             return refuse(410, f"the bytes of {file.path!r} are no longer in the store", code="EntryNotFound")
         return FileAnswer(place, file.size, file.path, headers)
 
@@ -260,6 +282,13 @@ def build_hub(
 ) -> ASGIApp:
     """Return the hub over a workspace. `access` asks for keys; without it whoever reaches it may do everything."""
     return LoopbackHosts(Hub(store, config or HubConfig(), access, act), names=hosts)
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _flag(query: Mapping[str, str], name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -47,6 +47,24 @@ async def pieces(scope: Scope, receive: Receive, limit: int, idle_s: float) -> A
                 raise too_large
             yield bytes(gathered)
             gathered.clear()
+
+
+async def poured(body: AsyncIterator[bytes], write: Callable[[bytes], object]) -> None:
+    """Hand each piece of a body to `write`, in a thread, while the next one is on its way. Order is kept.
+
+    However it ends, no thread is writing any more afterwards.
+    """
+    writing: asyncio.Task[object] | None = None
+    try:
+        async for piece in body:
+            if writing is not None:
+                await writing
+            writing = asyncio.create_task(asyncio.to_thread(write, piece))
+        if writing is not None:
+            await writing
+    finally:
+        if writing is not None and not writing.done():
+            await asyncio.wait([writing])
 
 
 def declared_length(scope: Scope) -> int:

@@ -13,12 +13,13 @@ from starlette.types import ASGIApp, Scope
 
 from catena.core.errors import NotFound, UsageError
 from catena.hub.repo import pushing
+from catena.hub.repo.moving import rename
 from catena.hub.repo.records import RepoFile, RepoKind
 from catena.hub.repo.repos import Conflict, RepoNotFound, Repos, checked_name
 from catena.hub.repo.spool import Spool
 from catena.hub.repo.tree import checked_path
 from catena.serve.hub.answers import NotOffered, TooLarge
-from catena.serve.hub.bodies import declared_length, fields, pieces
+from catena.serve.hub.bodies import declared_length, fields, pieces, poured
 from catena.serve.hub.config import HubConfig
 from catena.serve.hub.door import Door, owner_of
 from catena.serve.hub.ndjson import OID, CommitBody
@@ -99,7 +100,12 @@ class Writing:
         return JSONResponse({"success": True})
 
     async def _move(self, call: Call) -> Response:
-        raise NotOffered("repositories are not renamed: a name is part of the history. Push under the new name")
+        body = await self._fields(call)
+        kind, old = self._named(call, {"type": body.get("type"), "name": body.get("fromRepo")})
+        _, new = self._named(call, {"type": body.get("type"), "name": body.get("toRepo")})
+        work = partial(rename, self._repos, kind, old, new, by=call.principal.subject)
+        await self._do(call, "move", work, kind=kind, repo=old, to=new)
+        return JSONResponse({"success": True, "url": f"{call.base}/{PREFIXES[kind]}{new}"})
 
     async def _settings(self, call: Call) -> Response:
         target, body = call.target, await self._fields(call)
@@ -164,8 +170,7 @@ class Writing:
         if declared_length(call.scope) > size:
             raise TooLarge(f"more than the {size} bytes that were asked for")
         with Spool(self._repos.store) as spool:
-            async for piece in pieces(call.scope, call.receive, size, self._config.idle_s):
-                await asyncio.to_thread(spool.write, piece)
+            await poured(pieces(call.scope, call.receive, size, self._config.idle_s), spool.write)
             if spool.size != size:
                 raise UsageError(f"{spool.size} of {size} bytes arrived", hint="Upload the file again.")
             if spool.sha256 != oid:
@@ -191,8 +196,8 @@ class Writing:
             return file_of(repos.commit(target.kind, target.name, revision) if revision else head, path)
 
         with closing(CommitBody(repos.store, self._config, source)) as body:
-            async for piece in pieces(call.scope, call.receive, self._config.max_commit_bytes, self._config.idle_s):
-                await asyncio.to_thread(body.feed, piece)
+            limit = self._config.max_commit_bytes
+            await poured(pieces(call.scope, call.receive, limit, self._config.idle_s), body.feed)
             await asyncio.to_thread(body.finish)
         branch = (target.revision or "main").removeprefix("refs/heads/")
         what = pushing.Push(
