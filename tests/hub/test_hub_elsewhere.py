@@ -20,6 +20,7 @@ from tests.data.s3_server import BUCKET, ObjectServer, object_server
 from tests.serve.hub.conftest import put_dataset, put_model, running
 
 pytest.importorskip("s3fs")
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 
 
 @pytest.fixture

@@ -188,6 +188,26 @@ def card(
         session.out.line(text)
 
 
+def move(
+    context: typer.Context,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="What it is called now.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="What it shall be called: name or owner/name.")],
+    kind: Kind = "model",
+) -> None:
+    """Rename a model or dataset of this workspace with all its versions; clients of its hub are led to the new name."""
+    from catena.cli.data import who
+    from catena.hub.repo.moving import rename
+    from catena.hub.repo.repos import Repos
+
+    session = session_of(context)
+    with session.open() as workspace:
+        rename(Repos(workspace.store), _kind(kind), old, new, by=who(""))
+    if session.out.json:
+        session.out.value({"kind": kind, "old": old, "new": new})
+    else:
+        session.out.line(f"{old} is {new} now")
+
+
 def pull(
     context: typer.Context,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the other hub; with @revision.")],
@@ -256,6 +276,7 @@ COMMANDS = (
     ("search", search, "  catena hub search llama int4\n  catena hub search pages --type dataset"),
     ("show", show, "  catena hub show team/helper\n  catena hub show team/helper@production --log"),
     ("card", card, "  catena hub card team/helper\n  catena hub card team/helper@3 --write README.md"),
+    ("move", move, "  catena hub move helper team/helper\n  catena hub move pages team/pages --type dataset"),
     (
         "pull",
         pull,

@@ -19,7 +19,7 @@ from catena.core.errors import EnvironmentProblem, environment_problem
 from catena.core.events import Events
 from catena.core.types import Artifact, DatasetVersion, File, ModelVersion, Report
 from catena.hub.datasets import damage
-from catena.hub.repo.records import pushed_objects
+from catena.hub.repo.records import pushed_files
 from catena.hub.store import Store
 
 HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{8}")  # what `write_atomically` and `checkout` write before they rename
@@ -27,13 +27,14 @@ HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{8}")  # what `write_atomically` and `
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One damaged or missing file of one artifact."""
+    """One damaged or missing file of an artifact, or one that was pushed to a repository and is part of none."""
 
     kind: str
+    """Of the artifact; `file` for one that was pushed."""
     artifact: str
-    """Digest of the artifact."""
+    """Digest of the artifact; SHA-256 of a pushed file."""
     names: tuple[str, ...]
-    """Every `name@version` that stands for it."""
+    """Every `name@version` that stands for it; of a pushed file the repositories that have it."""
     file: str
     problem: str
 
@@ -51,9 +52,13 @@ class Freed:
 
 
 def check(store: Store, events: Events | None = None) -> list[Finding]:
-    """Read every file of every artifact and return what is damaged. Files that artifacts share are read once."""
-    artifacts = store.index.all_artifacts()
+    """Read every file of every artifact, and all that was pushed, and return what is damaged. What is shared is read
+    once."""
+    artifacts, pushed = store.index.all_artifacts(), pushed_files(store)
+    owned = {file.sha256 for one in artifacts if not isinstance(one, DatasetVersion) for file in one.files}
+    alone = {sha256: found for sha256, found in pushed.items() if sha256 not in owned}
     total = sum(file.size for artifact in artifacts for file in artifact.files)
+    total += sum(file.size for file, _ in alone.values())
     progress = (events or Events()).progress("check", total, "bytes")
     known: dict[tuple[str, str], str | None] = {}
     findings = []
@@ -67,6 +72,11 @@ def check(store: Store, events: Events | None = None) -> list[Finding]:
             if problem:
                 findings.append(Finding(artifact.kind, artifact.digest, names, file.path, problem))
             progress.advance(file.size)
+    for sha256, (entry, names) in alone.items():
+        problem = _damage(store, None, File(path=entry.path, size=entry.size, sha256=sha256))
+        if problem:
+            findings.append(Finding("file", sha256, names, entry.path, problem))
+        progress.advance(entry.size)
     progress.finish()
     return findings
 
@@ -75,7 +85,7 @@ def _place(artifact: Artifact) -> str:
     return artifact.table if isinstance(artifact, DatasetVersion) else ""
 
 
-def _damage(store: Store, artifact: Artifact, file: File) -> str | None:
+def _damage(store: Store, artifact: Artifact | None, file: File) -> str | None:
     try:
         if isinstance(artifact, DatasetVersion):
             return damage(store.datasets / artifact.table, file)
@@ -85,17 +95,23 @@ def _damage(store: Store, artifact: Artifact, file: File) -> str | None:
 
 
 def forget(store: Store, findings: Iterable[Finding]) -> list[str]:
-    """Remove the damaged artifacts (records, names, damaged bytes) and return their digests.
+    """Remove the damaged artifacts (records, names, damaged bytes) and return their digests; of damaged files that were
+    pushed only the bytes, so that the same push mends them.
 
     What was made from them stays. Raises `EnvironmentProblem` while a run is going on.
     """
     damaged: dict[str, list[str]] = {}
+    pushed = set()
     for finding in findings:
         damaged.setdefault(finding.artifact, []).append(finding.file)
+        if finding.kind == "file":
+            pushed.add(finding.artifact)
     with alone(store):
         for digest, paths in damaged.items():
             artifact = store.index.artifact(digest)
             if artifact is None:
+                if digest in pushed and store.files.has(digest):
+                    store.files.remove(digest)
                 continue
             store.index.remove_artifact(digest)  # first: a kill after it leaves only bytes without an owner
             if isinstance(artifact, DatasetVersion):
@@ -134,7 +150,7 @@ def collect_garbage(
         for path in _leftovers(store, kept, unfinished=unused):
             sweep.path(path)
         owners = [artifact for artifact in kept if not isinstance(artifact, DatasetVersion)]
-        wanted = {file.sha256 for artifact in owners for file in artifact.files} | pushed_objects(store)
+        wanted = {file.sha256 for artifact in owners for file in artifact.files} | pushed_files(store).keys()
         for name, size in list(store.files.all()):
             if name not in wanted:
                 sweep.object(name, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError, RepositoryNotFoundError
 
+from catena.cli.main import run
 from catena.core.types import DatasetVersion, ModelVersion
 from catena.hub import versions
 from catena.hub.repo.moving import rename
@@ -85,6 +87,16 @@ def test_a_rename_that_cannot_be_changes_nothing(new: str, api: HfApi, store: St
         api.move_repo("team/mine", new)
     assert {model.id for model in api.list_models()} == {"team/mine", "team/taken"}
     assert api.model_info("team/mine").id == "team/mine"
+
+
+def test_the_command_renames(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    put_dataset(store, "pages")
+    words = ["hub", "move", "pages", "team/pages", "--type", "dataset", "-w", str(store.root), "--json"]
+    assert run(words) == 0
+    assert json.loads(capsys.readouterr().out) == {"kind": "dataset", "old": "pages", "new": "team/pages"}
+    assert store.resolve("team/pages", DatasetVersion).rows == 6
+    assert run(words[:-1]) == 3
+    assert "there is no dataset 'pages'" in capsys.readouterr().err
 
 
 def test_a_name_that_was_deleted_is_not_used_again_for_other_versions(api: HfApi, store: Store) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.utils import is_xet_available
+from huggingface_hub.utils._runtime import is_xet_available
 
 from catena.hub.store import Store
 from catena.serve.hub.app import build_hub
 from catena.serve.hub.config import HubConfig
 from catena.serve.server import background
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 LARGE = bytes(range(256)) * (1 << 13)
 
 

@@ -186,13 +186,19 @@ def read_commits(connection: Connection, kind: str, name: str) -> dict[str, Repo
     return {row.id: _commit_of(row) for row in connection.execute(query)}
 
 
-def pushed_objects(store: Store) -> set[str]:
-    """Return the digests of the stored files that commits hold by themselves: those that were pushed."""
+def pushed_files(store: Store) -> dict[str, tuple[RepoFile, tuple[str, ...]]]:
+    """Return the stored files that commits hold by themselves (those that were pushed), by SHA-256: the file, and the
+    repositories that have it in a commit, as people say them."""
     with store.index.translated(), store.index.engine.connect().execution_options(reads=True) as connection:
-        bodies = connection.execute(select(repo_commits.c.body)).scalars()
-        commits = (RepoCommit.model_validate_json(body) for body in bodies)
-        pushed = (commit for commit in commits if not commit.generated)
-        return {file.sha256 for commit in pushed for file in commit.files if file.where == "object"}
+        commits = [_commit_of(row) for row in connection.execute(select(repo_commits).order_by(repo_commits.c.name))]
+    found: dict[str, tuple[RepoFile, tuple[str, ...]]] = {}
+    for commit in commits:
+        for file in commit.files if not commit.generated else ():
+            if file.where == "object":
+                kept, names = found.get(file.sha256, (file, ()))
+                said = f"{commit.kind} {commit.name}"
+                found[file.sha256] = (kept, names if said in names else (*names, said))
+    return found
 
 
 def remove(connection: Connection, kind: str, name: str) -> None:

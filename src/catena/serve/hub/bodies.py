@@ -63,8 +63,9 @@ async def poured(body: AsyncIterator[bytes], write: Callable[[bytes], object]) -
         if writing is not None:
             await writing
     finally:
-        if writing is not None and not writing.done():
+        if writing is not None:
             await asyncio.wait([writing])
+            writing.exception()  # it was raised above, or something else is being raised
 
 
 def declared_length(scope: Scope) -> int:
