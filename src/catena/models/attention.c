@@ -272,18 +272,21 @@ static void attend(const Model *model, const Layer *layer, const Step *step, con
             }
 }
 
+static Focus *focus_for(const Model *model) {
+    size_t tiles = (size_t)(model->kv_heads > TASK / MOST ? model->kv_heads : TASK / MOST);
+    return aligned_alloc(64, (sizeof(Focus) + sizeof(struct Tile) * tiles + 63) / 64 * 64);
+}
+
 /* A run of many rows is cut by rows and heads; one of a few keeps the heads together, if there are enough runs. */
-static void attention(const Model *model, const Layer *layer, const Step *step, const float *qkv, float *mixed, Team team) {
+static void attention(const Model *model, const Layer *layer, const Step *step, const Space *s, Focus *focus, Team team) {
     long number = 0, group = model->heads / model->kv_heads, heads = model->kv_heads;
-    Focus *focus = aligned_alloc(64, (sizeof(Focus) + sizeof(struct Tile) * (size_t)(heads + TASK / MOST) + 63) / 64 * 64);
     for (const Run *run = step->runs; run < step->runs + step->count; run++) {
         long queries = run->rows * group, together = queries > MOST ? 1 : step->count >= team.count ? heads : (heads + team.count - 1) / team.count;
         for (long from = 0; from < queries; from += TASK)
             for (long head = 0; head < heads; head += together)
                 if (number++ % team.count == team.number) {
                     Task task = {run, from, from + TASK < queries ? from + TASK : queries, head, head + together < heads ? head + together : heads};
-                    attend(model, layer, step, &task, qkv, mixed, focus);
+                    attend(model, layer, step, &task, s->qkv, s->mixed, focus);
                 }
     }
-    free(focus);
 }

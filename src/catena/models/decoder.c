@@ -145,7 +145,7 @@ static void put_gated(const Model *model, const Step *step, float *gates, const 
     }
 }
 
-static void layer_step(const Model *model, const Layer *layer, const Step *step, Space *s, Team team) {
+static void layer_step(const Model *model, const Layer *layer, const Step *step, Space *s, Focus *focus, Team team) {
     long dim = model->dim, all = (model->heads + 2 * model->kv_heads) * dim, wide = model->heads * dim;
     put_normed(model, step, s->hidden, layer->before, &s->in, team);
     meet(team);
@@ -155,7 +155,7 @@ static void layer_step(const Model *model, const Layer *layer, const Step *step,
     meet(team);
     place(model, layer, step, s, team);
     meet(team);
-    attention(model, layer, step, s->qkv, s->mixed, team);
+    attention(model, layer, step, s, focus, team);
     meet(team);
     for (long m = part(step->rows, team, team.number); m < part(step->rows, team, team.number + 1); m++)
         put(s->mixed + m * wide, &s->mix, m);
@@ -202,8 +202,9 @@ void native_step(const Model *model, const Step *step) {
 #pragma omp parallel num_threads(step->threads)
     {
         Team team = {omp_get_thread_num(), omp_get_num_threads(), &gate};
+        Focus *focus = focus_for(model);
         start(model, step, &s, team); /* each thread's rows are its own until the first product */
-        for (long at = 0; at < model->count; at++) layer_step(model, model->layers + at, step, &s, team);
+        for (long at = 0; at < model->count; at++) layer_step(model, model->layers + at, step, &s, focus, team);
         for (long m = part(step->kept, team, team.number); m < part(step->kept, team, team.number + 1); m++) {
             float *row = s.scratch + m * model->width;
             normed(s.hidden + step->keep[m] * model->width, model->norm, row, model->width, model->epsilon);
@@ -214,6 +215,7 @@ void native_step(const Model *model, const Step *step) {
         meet(team);
         for (long m = part(step->kept, team, team.number); m < part(step->kept, team, team.number + 1); m++)
             step->best[m] = first_largest(step->logits + m * model->head.n, model->head.n);
+        free(focus);
     }
     free(memory);
 }
