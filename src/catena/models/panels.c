@@ -33,7 +33,8 @@ extern int omp_get_thread_num(void), omp_get_num_threads(void);
 #define MOST 12  /* rows of the largest tile */
 #define AHEAD 4096
 #define SPINS 1000
-#define FEW 4      /* tiles that go through a weight together */
+#define FEW 4
+#define BAND 48    /* tiles that go through a weight together */
 #define PART 1024  /* half bytes of one output, in a part of a panel: 16 KiB in all */
 
 typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
@@ -326,39 +327,60 @@ FOUR(with_8_2, OF_8_2)
 SIX(with_4_1, OF_4_1)
 FOUR(with_4_2, OF_4_2)
 
-/* y[rows][n] = x times a weight, or that added to y. A weight is read once: where there are a few tiles of rows, all of
- * them meet a part of a panel while it is in the nearest cache, and the first two fetch the next part. */
+/* The outputs of a panel, of which `width` exist, with the bias and what stood there if that is wanted. */
+INLINE void put_out(const float *found, const float *bias, float *row, long width, int add) {
+    if (width < WIDE) {
+        for (long at = 0; at < width; at++) row[at] = found[at] + (bias ? bias[at] : 0) + (add ? row[at] : 0);
+        return;
+    }
+    for (int at = 0; at < WIDE; at += LANES) {
+        vf value = *(const vf *)(found + at);
+        if (bias) value += *(const vf *)(bias + at);
+        if (add) value += *(const vf *)(row + at);
+        *(vf *)(row + at) = value;
+    }
+}
+
+/* How many inputs of a weight make a part of a panel that the nearest cache holds while tiles go through it. Many tiles
+ * of bfloat16 are better off with whole panels: their sums need not be put away in between. */
+static long part_size(const Linear *one, long halves, long tiles) {
+    long size = one->k, unit = one->kind == BF16 ? 32 : one->group;
+    if (tiles == 1 || (tiles > FEW && one->kind == BF16)) return size;
+    while (size * halves > PART && size % 2 == 0 && size / 2 % unit == 0) size /= 2;
+    return size;
+}
+
+/* y[rows][n] = x times a weight, or that added to y. A weight is read once for up to BAND tiles: all of them meet a part
+ * of a panel while it is in the nearest cache, and the first two fetch the next part. */
 static void product(const Linear *one, const Rows *x, float *y, long stride, int add, Team team) {
     long panels = (one->n + WIDE - 1) / WIDE, groups = one->k / one->group, tiles = (x->rows + x->tile - 1) / x->tile;
     long halves = one->kind == BF16 ? 4 : one->kind == INT8 ? 2 : 1; /* half bytes of a number */
-    long each = one->kind == BF16 ? 2 : x->planes, size = one->k;
-    if (tiles > 1 && tiles <= FEW) while (size * halves > PART && size % 2 == 0 && size / 2 % (one->kind == BF16 ? 32 : one->group) == 0) size /= 2;
+    long each = one->kind == BF16 ? 2 : x->planes, size = part_size(one, halves, tiles);
+    long bytes = WIDE * size * halves / 2, together = size < one->k ? BAND : 1;
+    vf out[BAND][MOST][2];
     Kernel *const *kernels = one->kind == BF16 ? with_bf16
         : one->kind == INT8 ? (one->planes == 1 ? with_8_1 : with_8_2) : (one->planes == 1 ? with_4_1 : with_4_2);
     for (long panel = part(panels, team, team.number); panel < part(panels, team, team.number + 1); panel++) {
         const char *w = (const char *)one->weight + panel * WIDE * one->k * halves / 2;
         const char *scale = one->kind == INT8 ? (const char *)one->scale + panel * WIDE * 4
             : one->kind == INT4 ? (const char *)one->scale + panel * WIDE * groups * 2 : 0;
-        long width = one->n - panel * WIDE < WIDE ? one->n - panel * WIDE : WIDE, bytes = WIDE * size * halves / 2;
-        vf out[FEW][MOST][2];
-        memset(out, 0, sizeof(vf) * 2 * MOST * (tiles < FEW ? tiles : FEW));
-        for (long from = 0; from < one->k; from += size)
-            for (long tile = 0; tile < tiles; tile++) {
-                long first = tile * x->tile, g = from / one->group;
-                int high = height(x, tile);
-                vf (*to)[2] = out[tiles <= FEW ? tile : 0];
-                if (tiles > FEW) memset(to, 0, sizeof(vf) * 2 * MOST);
-                kernels[high](&(Piece){w + WIDE * from * halves / 2, scale + (one->kind == INT4 ? g * WIDE * 2 : 0),
-                                      x->data + (first * one->k + from * high) * each, x->scales + first * groups + g * high,
-                                      x->sums + (first * groups + g * high) * x->planes,
-                                      tiles == 1 ? AHEAD : tile < 2 ? bytes + 64 * tile : 0, size, one->group}, to);
-                if (from + size < one->k) continue;
-                for (long m = 0; m < x->tile && first + m < x->rows; m++) {
-                    float *row = y + (first + m) * stride + panel * WIDE, *found = (float *)to[m];
-                    const float *bias = one->bias ? one->bias + panel * WIDE : 0;
-                    for (long at = 0; at < width; at++) row[at] = found[at] + (bias ? bias[at] : 0) + (add ? row[at] : 0);
+        long width = one->n - panel * WIDE < WIDE ? one->n - panel * WIDE : WIDE;
+        for (long band = 0; band < tiles; band += together) {
+            long count = tiles - band < together ? tiles - band : together;
+            for (long at = 0; at < count; at++) memset(out[at], 0, sizeof(vf[2]) * (size_t)height(x, band + at));
+            for (long from = 0; from < one->k; from += size)
+                for (long at = 0; at < count; at++) {
+                    long first = (band + at) * x->tile, g = from / one->group;
+                    int high = height(x, band + at);
+                    kernels[high](&(Piece){w + WIDE * from * halves / 2, scale + (one->kind == INT4 ? g * WIDE * 2 : 0),
+                                           x->data + (first * one->k + from * high) * each, x->scales + first * groups + g * high,
+                                           x->sums + (first * groups + g * high) * x->planes,
+                                           tiles == 1 ? AHEAD : band + at < 2 ? bytes + 64 * (band + at) : 0, size, one->group}, out[at]);
                 }
-            }
+            for (long m = band * x->tile; m < x->rows && m < (band + count) * x->tile; m++)
+                put_out((const float *)out[m / x->tile - band][m % x->tile], one->bias ? one->bias + panel * WIDE : 0,
+                        y + m * stride + panel * WIDE, width, add);
+        }
     }
 }
 
