@@ -1,4 +1,4 @@
-/* Attention of a step's rows over a paged cache of bfloat16, 32 keys at a time, with a running softmax.
+/* Attention of a step's rows over a paged cache of bfloat16, 64 keys at a time, with a running softmax.
  *
  * Many queries of one head (a prompt) share a layout of the keys and values as panels, and are multiplied in tiles. For
  * a few (one new token) laying out would cost more than it saves: they meet keys and values in registers. Both add up
@@ -7,6 +7,8 @@
 
 typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
 
+#define KEYS 64          /* that are looked at together */
+#define PARTS (KEYS / LANES)
 #define TASK (16 * MOST) /* queries that share a layout of keys */
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 #define AT_ONCE 8 /* queries of a head that meet keys and values in registers */
@@ -14,7 +16,7 @@ typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
 #define AT_ONCE 0
 #endif
 
-typedef struct { const bf16 *keys[WIDE], *values[WIDE]; long base; int seen; } Page; /* those that somebody sees come first */
+typedef struct { const bf16 *keys[KEYS], *values[KEYS]; long base; int seen; } Page; /* those that somebody sees come first */
 
 #ifdef __AVX512F__
 /* Number i of vector j becomes number j of vector i. */
@@ -58,10 +60,10 @@ static void across(const bf16 *const *rows, long offset, int32_t *to, long dim) 
 #endif
 }
 
-/* The same 32 rows as panels [dim / 32][16][32][2]: two rows' numbers side by side. */
+/* KEYS rows as panels [dim / 32][KEYS / 2][32][2]: two rows' numbers side by side. */
 static void beside(const bf16 *const *rows, long offset, int32_t *to, long dim) {
     for (long panel = 0; panel < dim / WIDE; panel++)
-        for (int pair = 0; pair < WIDE / 2; pair++, to += WIDE)
+        for (int pair = 0; pair < KEYS / 2; pair++, to += WIDE)
             for (int half = 0; half < WIDE; half += LANES) {
                 vh first = *(const vh *)(rows[2 * pair] + offset + panel * WIDE + half);
                 vh second = *(const vh *)(rows[2 * pair + 1] + offset + panel * WIDE + half);
@@ -69,105 +71,121 @@ static void beside(const bf16 *const *rows, long offset, int32_t *to, long dim) 
             }
 }
 
-typedef struct { /* what a thread's attention works with: 32 keys of one head, and tiles of queries */
-    int32_t keys[128 * WIDE], values[16 * 256];
-    struct Tile { int32_t query[MOST * 128]; float sums[MOST * 256], best[MOST], total[MOST]; long at[MOST]; int count; } tiles[];
-} Focus;
+/* Queries of a head; `sums` [dim / 32][count][32], where a few queries keep each 32 in an order of their own. */
+struct Tile { int32_t query[MOST * 128]; vf sums[8][MOST][2]; float best[MOST], total[MOST]; long at[MOST]; int count; };
+typedef struct { int32_t keys[2][128 * WIDE], values[KEYS / 2 * 256]; struct Tile tiles[]; } Focus; /* what a thread works with */
 
-INLINE vf grown(vf sum, float by, vf more) {
-#ifdef __AVX512F__
-    return (vf)_mm512_fmadd_ps((__m512)sum, _mm512_set1_ps(by), (__m512)more);
-#else
-    return sum * by + more;
-#endif
-}
-
-/* Query m's 32 scores become weights, 16 pairs; returns what its sums so far are to be multiplied by. */
+/* Query m's scores become weights, KEYS / 2 pairs; returns what its sums so far are to be multiplied by. */
 INLINE float weighed(const Model *model, long window, struct Tile *tile, int m, long base, vf *scores, vi *pairs) {
     const vi lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    for (int half = 0; half < 2; half++) {
-        vi seen = lanes + (int32_t)(base + half * LANES);
+    vf highest = (vf){0} - INFINITY, sum = {0};
+    for (int at = 0; at < PARTS; at++) {
+        vi seen = lanes + (int32_t)(base + at * LANES);
         vi hidden = seen > (int32_t)tile->at[m];
         if (window) hidden |= seen <= (int32_t)(tile->at[m] - window);
-        scores[half] = either(hidden, (vf){0} - INFINITY, scores[half] * model->scaling);
+        scores[at] = either(hidden, (vf){0} - INFINITY, scores[at] * model->scaling);
+        highest = either(scores[at] > highest, scores[at], highest);
     }
-    float most = fmaxf(tile->best[m], largest(either(scores[0] > scores[1], scores[0], scores[1])));
-    *pairs = (vi){0};
+    float before = tile->best[m], most = fmaxf(before, largest(highest));
+    pairs[0] = pairs[1] = (vi){0};
     if (most == -INFINITY) return 1.0f;
-    float change = expf(tile->best[m] - most);
-    for (int half = 0; half < 2; half++) scores[half] = exponential(scores[half] - most);
-    tile->total[m] = tile->total[m] * change + added(scores[0] + scores[1]);
+    for (int at = 0; at < PARTS; at++) {
+        scores[at] = exponential(scores[at] - most);
+        sum += scores[at];
+    }
+    float change = before == most ? 1.0f : exponential((vf){0} + (before - most))[0];
+    tile->total[m] = tile->total[m] * change + added(sum);
     tile->best[m] = most;
-    *pairs = paired((float *)scores);
+    for (int at = 0; at < 2; at++) pairs[at] = paired((const float *)(scores + 2 * at));
     return change;
 }
 
-/* A tile's queries with 32 keys in panels. */
-static void look(const Model *model, long window, const Focus *f, struct Tile *tile, long base) {
-    long dim = model->dim;
-    int high = size_of(tile->count);
-    vf scores[MOST][2], out[MOST][2];
-    int32_t weights[16 * MOST];
-    float change[MOST];
-    memset(scores, 0, sizeof *scores * (size_t)high);
-    with_bf16[high](&(Piece){(char *)f->keys, 0, (char *)tile->query, 0, 0, 0, dim, dim}, scores);
-    for (int m = 0; m < high; m++) {
-        vi pairs = {0};
-        if (m < tile->count) change[m] = weighed(model, window, tile, m, base, scores[m], &pairs);
-        for (int at = 0; at < LANES; at++) weights[at * high + m] = pairs[at];
-    }
-    for (long panel = 0; panel < dim / WIDE; panel++) {
-        memset(out, 0, sizeof *out * (size_t)high);
-        with_bf16[high](&(Piece){(char *)(f->values + panel * 16 * WIDE), 0, (char *)weights, 0, 0, 0, WIDE, WIDE}, out);
-        for (int m = 0; m < tile->count; m++)
-            for (int half = 0; half < 2; half++) {
-                vf *sum = (vf *)(tile->sums + m * dim + panel * WIDE + half * LANES);
-                *sum = grown(*sum, change[m], out[m][half]);
-            }
+/* Pairs of `high` queries, as rows of a product: [KEYS / 2][high]. */
+INLINE void as_rows(vi pairs[16][2], int32_t *to, int high) {
+    for (int half = 0; half < 2; half++) {
+#ifdef __AVX512F__
+        __m512i turned[16];
+        for (int m = 0; m < 16; m++) turned[m] = (__m512i)pairs[m][half];
+        transpose(turned);
+        for (int at = 0; at < LANES; at++) _mm512_mask_storeu_epi32(to + (half * LANES + at) * high, (__mmask16)((1 << high) - 1), turned[at]);
+#else
+        for (int at = 0; at < LANES; at++) for (int m = 0; m < high; m++) to[(half * LANES + at) * high + m] = pairs[m][half][at];
+#endif
     }
 }
 
+/* A tile's queries with keys in panels. */
+static void look(const Model *model, long window, const Focus *f, struct Tile *tile, long base) {
+    long dim = model->dim;
+    int high = size_of(tile->count);
+    vf found[2][MOST][2], scores[PARTS];
+    vi pairs[16][2];
+    int32_t weights[KEYS / 2 * MOST];
+    memset(pairs, 0, sizeof pairs);
+    for (int half = 0; half < 2; half++) {
+        memset(found[half], 0, sizeof(vf[2]) * (size_t)high);
+        with_bf16[high](&(Piece){(char *)f->keys[half], 0, (char *)tile->query, 0, 0, 0, dim, dim}, found[half]);
+    }
+    for (int m = 0; m < tile->count; m++) {
+        for (int at = 0; at < PARTS; at++) scores[at] = found[at / 2][m][at % 2];
+        float change = weighed(model, window, tile, m, base, scores, pairs[m]);
+        if (change != 1.0f)
+            for (long panel = 0; panel < dim / WIDE; panel++) for (int half = 0; half < 2; half++) tile->sums[panel][m][half] *= change;
+    }
+    as_rows(pairs, weights, high);
+    for (long panel = 0; panel < dim / WIDE; panel++)
+        with_bf16[high](&(Piece){(char *)(f->values + panel * KEYS / 2 * WIDE), 0, (char *)weights, 0, 0, 0, KEYS, KEYS}, tile->sums[panel]);
+}
+
 #if AT_ONCE
-/* What `MR` queries take from 32 * COUNT numbers of the values, from number `d` on. */
-INLINE void take(const int MR, const int COUNT, const Page *page, long offset, long d, const vi *pairs, const float *change, struct Tile *tile, long dim) {
+/* What `MR` queries take from 32 * COUNT numbers of the values, from panel `panel` on. */
+INLINE void take(const int MR, const int COUNT, const Page *page, long offset, long panel, vi (*pairs)[2], const float *change, struct Tile *tile) {
     vf out[8][2][2];
-    for (int m = 0; m < MR; m++) for (int at = 0; at < COUNT; at++) out[m][at][0] = out[m][at][1] = (vf){0};
+    for (int m = 0; m < MR; m++)
+        for (int at = 0; at < COUNT; at++)
+            for (int half = 0; half < 2; half++) out[m][at][half] = tile->sums[panel + at][m][half] * change[m];
     for (int pair = 0; 2 * pair < page->seen; pair++)
 #pragma GCC unroll 2
         for (int at = 0; at < COUNT; at++) {
-            __m512i first = _mm512_loadu_si512(page->values[2 * pair] + offset + d + at * WIDE);
-            __m512i second = _mm512_loadu_si512(page->values[2 * pair + 1] + offset + d + at * WIDE);
+            __m512i first = _mm512_loadu_si512(page->values[2 * pair] + offset + (panel + at) * WIDE);
+            __m512i second = _mm512_loadu_si512(page->values[2 * pair + 1] + offset + (panel + at) * WIDE);
             vi low = (vi)_mm512_unpacklo_epi16(first, second), high = (vi)_mm512_unpackhi_epi16(first, second);
 #pragma GCC unroll 8
             for (int m = 0; m < MR; m++) {
-                int32_t weight = ((const int32_t *)(pairs + m))[pair];
+                int32_t weight = ((const int32_t *)pairs[m])[pair];
                 out[m][at][0] = dot2(out[m][at][0], low, weight);
                 out[m][at][1] = dot2(out[m][at][1], high, weight);
             }
         }
+    for (int m = 0; m < MR; m++)
+        for (int at = 0; at < COUNT; at++)
+            for (int half = 0; half < 2; half++) tile->sums[panel + at][m][half] = out[m][at][half];
+}
+
+/* Put the numbers of sums, which `take` leaves as it finds them, in order. */
+static void in_order(struct Tile *tile, long dim) {
     const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (int m = 0; m < MR && m < tile->count; m++)
-        for (int at = 0; at < COUNT; at++) {
-            __m512 low = (__m512)out[m][at][0], high = (__m512)out[m][at][1];
-            vf *sum = (vf *)(tile->sums + m * dim + d + at * WIDE), *next = (vf *)((float *)sum + LANES);
-            *sum = grown(*sum, change[m], (vf)_mm512_permutex2var_ps(low, front, high));
-            *next = grown(*next, change[m], (vf)_mm512_permutex2var_ps(low, back, high));
+    for (long panel = 0; panel < dim / WIDE; panel++)
+        for (int m = 0; m < tile->count; m++) {
+            __m512 low = (__m512)tile->sums[panel][m][0], high = (__m512)tile->sums[panel][m][1];
+            tile->sums[panel][m][0] = (vf)_mm512_permutex2var_ps(low, front, high);
+            tile->sums[panel][m][1] = (vf)_mm512_permutex2var_ps(low, back, high);
         }
 }
 
-/* A few queries of one head with 32 keys as they lie in the pool. */
+/* A few queries of one head with keys as they lie in the pool. */
 INLINE void glance(const int MR, const Model *model, long window, const Page *page, long offset, struct Tile *tile) {
-    long dim = model->dim, d = 0;
-    vf scores[8][2];
-    vi pairs[8];
+    long dim = model->dim, panel = 0;
+    vf scores[8][PARTS];
+    vi pairs[8][2];
     float change[8];
-    for (int half = 0; half < 2; half++) {
+    for (int part = 0; part < PARTS; part++) {
         vf sums[8];
         for (int m = 0; m < MR; m++) sums[m] = (vf){0};
-        for (long at = 0; at < dim / 2 && half * LANES < page->seen; at += LANES) {
+        for (long at = 0; at < dim / 2 && part * LANES < page->seen; at += LANES) {
             __m512i a[16];
-            for (int key = 0; key < 16; key++) a[key] = _mm512_loadu_si512(page->keys[half * 16 + key] + offset + 2 * at);
+            for (int key = 0; key < 16; key++) a[key] = _mm512_loadu_si512(page->keys[part * LANES + key] + offset + 2 * at);
             transpose(a);
             const int32_t *query = tile->query + at * MR;
 #pragma GCC unroll 16
@@ -175,14 +193,14 @@ INLINE void glance(const int MR, const Model *model, long window, const Page *pa
 #pragma GCC unroll 8
                 for (int m = 0; m < MR; m++) sums[m] = dot2(sums[m], (vi)a[pair], query[pair * MR + m]);
         }
-        for (int m = 0; m < MR; m++) scores[m][half] = sums[m];
+        for (int m = 0; m < MR; m++) scores[m][part] = sums[m];
     }
     for (int m = 0; m < MR; m++) {
-        pairs[m] = (vi){0};
-        if (m < tile->count) change[m] = weighed(model, window, tile, m, page->base, scores[m], pairs + m);
+        pairs[m][0] = pairs[m][1] = (vi){0};
+        change[m] = m < tile->count ? weighed(model, window, tile, m, page->base, scores[m], pairs[m]) : 1.0f;
     }
-    if (MR <= 4) for (; d + 2 * WIDE <= dim; d += 2 * WIDE) take(MR, 2, page, offset, d, pairs, change, tile, dim);
-    for (; d < dim; d += WIDE) take(MR, 1, page, offset, d, pairs, change, tile, dim);
+    if (MR <= 4) for (; panel + 2 <= dim / WIDE; panel += 2) take(MR, 2, page, offset, panel, pairs, change, tile);
+    for (; panel < dim / WIDE; panel++) take(MR, 1, page, offset, panel, pairs, change, tile);
 }
 
 typedef void Glance(const Model *, long, const Page *, long, struct Tile *);
@@ -215,7 +233,7 @@ static void begin(const Model *model, const Task *task, const float *qkv, Focus 
                 tile->best[m] = -INFINITY;
                 tile->total[m] = 0;
             }
-            memset(tile->sums, 0, sizeof(float) * (size_t)(tile->count * dim));
+            memset(tile->sums, 0, sizeof *tile->sums * (size_t)(dim / WIDE));
         }
 }
 
@@ -227,12 +245,12 @@ static void fetch(const bf16 *const *rows, int count, long from, long to) {
     (void)all;
 }
 
-/* Where 32 keys and values stand; those behind the last one are that one again, and hidden. */
+/* Where keys and values stand; those behind the last one are that one again, and hidden. */
 static void turn_to(const Model *model, const Layer *layer, const Step *step, const Task *task, long base, long last, Page *page) {
     long dim = model->dim, size = step->block_size;
     page->base = base;
-    page->seen = last - base + 1 < WIDE ? (int)(last - base + 1) : WIDE;
-    for (long lane = 0; lane < WIDE; lane++) {
+    page->seen = last - base + 1 < KEYS ? (int)(last - base + 1) : KEYS;
+    for (long lane = 0; lane < KEYS; lane++) {
         long seen = base + lane <= last ? base + lane : last;
         long offset = (task->run->blocks[seen / size] * size + seen % size) * model->kv_heads * dim;
         page->keys[lane] = layer->keys + offset;
@@ -247,7 +265,7 @@ static void attend(const Model *model, const Layer *layer, const Step *step, con
     long start = task->run->start, last = start + (task->to - 1) / group, lowest = start + task->from / group - layer->window + 1;
     Page page;
     begin(model, task, qkv, f);
-    for (long base = layer->window && lowest > 0 ? lowest / WIDE * WIDE : 0; base <= last; base += WIDE) {
+    for (long base = layer->window && lowest > 0 ? lowest / KEYS * KEYS : 0; base <= last; base += KEYS) {
         turn_to(model, layer, step, task, base, last, &page);
         for (long head = task->head; head < task->last_head; head++) {
             struct Tile *tile = f->tiles + (head - task->head) * tiles;
@@ -257,7 +275,7 @@ static void attend(const Model *model, const Layer *layer, const Step *step, con
                 continue;
             }
 #endif
-            across(page.keys, head * dim, f->keys, dim);
+            for (int half = 0; half < 2; half++) across(page.keys + half * WIDE, head * dim, f->keys[half], dim);
             beside(page.values, head * dim, f->values, dim);
             for (long at = 0; at < tiles; at++, tile++)
                 if (tile->at[tile->count - 1] >= base) look(model, layer->window, f, tile, base);
@@ -265,11 +283,15 @@ static void attend(const Model *model, const Layer *layer, const Step *step, con
     }
     struct Tile *tile = f->tiles;
     for (long head = task->head; head < task->last_head; head++)
-        for (long q = task->from; q < task->to; tile++)
+        for (long q = task->from; q < task->to; tile++) {
+#if AT_ONCE
+            if (count <= AT_ONCE) in_order(tile, dim);
+#endif
             for (int m = 0; m < tile->count; m++, q++) {
                 float *row = mixed + query_at(model, task, head, q, model->heads * dim), share = 1.0f / tile->total[m];
-                for (long d = 0; d < dim; d += LANES) *(vf *)(row + d) = *(const vf *)(tile->sums + m * dim + d) * share;
+                for (long d = 0; d < dim; d += LANES) *(vf *)(row + d) = tile->sums[d / WIDE][m][d / LANES % 2] * share;
             }
+        }
 }
 
 static Focus *focus_for(const Model *model) {

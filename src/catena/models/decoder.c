@@ -184,7 +184,7 @@ static char *spread(const Model *model, const Step *step, Space *s) {
     s->mix = rows_for(&one->out, rows, &rest);
     s->inner = rows_for(&one->down, rows, &rest);
     s->last = rows_for(&model->head, step->kept, &rest);
-    s->hidden = (float *)rest;
+    s->hidden = (float *)(((uintptr_t)rest + 63) & ~(uintptr_t)63);
     s->cos = s->hidden + rows * model->width;
     s->sin = s->cos + rows * model->dim / 2;
     s->qkv = s->sin + rows * model->dim / 2;

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 logger = logging.getLogger(__name__)
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("decoder.c", "attention.c", "panels.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("decoder.c", "attention.c", "panels.c", "team.c"))
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-fopenmp", "-Wno-psabi")
 COMPILE_S = 120
 WIDE = 32

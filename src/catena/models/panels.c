@@ -15,24 +15,16 @@
 #define _GNU_SOURCE
 #include <immintrin.h>
 #include <math.h>
-#include <limits.h>
-#include <linux/futex.h>
-#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-extern int omp_get_thread_num(void), omp_get_num_threads(void);
 
 #define INLINE static inline __attribute__((always_inline))
 #define WIDE 32  /* outputs of a panel */
 #define LANES 16
 #define MOST 12  /* rows of the largest tile */
 #define AHEAD 4096
-#define SPINS 1000
 #define FEW 4
 #define BAND 48    /* tiles that go through a weight together */
 #define PART 1024  /* half bytes of one output, in a part of a panel: 16 KiB in all */
@@ -43,6 +35,8 @@ typedef int8_t vb __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint16_t bf16;
 
 enum { BF16, INT8, INT4 };
+
+#include "team.c"
 
 /* ---- numbers ---------------------------------------------------------------------------------------------------- */
 
@@ -108,34 +102,6 @@ INLINE vf exponential(vf x) { /* to about two units in the last place; 0 below -
     y = (vf)((vi)y + (__builtin_convertvector(whole, vi) << 23));
     return either(far, (vf){0}, y);
 }
-
-/* ---- a team of threads ------------------------------------------------------------------------------------------ */
-
-typedef struct { atomic_int waiting, asleep, turn; } Gate;
-typedef struct { int number, count; Gate *gate; } Team;
-
-/* Wait for the others: awake for some microseconds, which is what most waits take, then asleep. OpenMP's own barrier
- * sleeps at once, which costs more than most of what lies between two. */
-static void meet(Team team) {
-    if (team.count == 1) return;
-    Gate *gate = team.gate;
-    int turn = atomic_load(&gate->turn);
-    if (atomic_fetch_add(&gate->waiting, 1) == team.count - 1) {
-        atomic_store(&gate->waiting, 0);
-        atomic_store(&gate->turn, turn + 1);
-        if (atomic_load(&gate->asleep)) syscall(SYS_futex, &gate->turn, FUTEX_WAKE_PRIVATE, INT_MAX, 0, 0, 0);
-        return;
-    }
-    for (int tries = 0; tries < SPINS; tries++) {
-        if (atomic_load(&gate->turn) != turn) return;
-        __builtin_ia32_pause();
-    }
-    atomic_fetch_add(&gate->asleep, 1);
-    while (atomic_load(&gate->turn) == turn) syscall(SYS_futex, &gate->turn, FUTEX_WAIT_PRIVATE, turn, 0, 0, 0);
-    atomic_fetch_sub(&gate->asleep, 1);
-}
-
-INLINE long part(long size, Team team, int number) { return size * number / team.count; }
 
 /* ---- rows, as a kind of weight wants them ------------------------------------------------------------------------ */
 
@@ -328,7 +294,7 @@ SIX(with_4_1, OF_4_1)
 FOUR(with_4_2, OF_4_2)
 
 /* The outputs of a panel, of which `width` exist, with the bias and what stood there if that is wanted. */
-INLINE void put_out(const float *found, const float *bias, float *row, long width, int add) {
+INLINE void put_out(const float *found, const float *bias, float *row, long width, int add, int far) {
     if (width < WIDE) {
         for (long at = 0; at < width; at++) row[at] = found[at] + (bias ? bias[at] : 0) + (add ? row[at] : 0);
         return;
@@ -337,6 +303,9 @@ INLINE void put_out(const float *found, const float *bias, float *row, long widt
         vf value = *(const vf *)(found + at);
         if (bias) value += *(const vf *)(bias + at);
         if (add) value += *(const vf *)(row + at);
+#ifdef __AVX512F__
+        if (far && (uintptr_t)(row + at) % 64 == 0) { _mm512_stream_ps(row + at, (__m512)value); continue; }
+#endif
         *(vf *)(row + at) = value;
     }
 }
@@ -356,6 +325,7 @@ static void product(const Linear *one, const Rows *x, float *y, long stride, int
     long panels = (one->n + WIDE - 1) / WIDE, groups = one->k / one->group, tiles = (x->rows + x->tile - 1) / x->tile;
     long halves = one->kind == BF16 ? 4 : one->kind == INT8 ? 2 : 1; /* half bytes of a number */
     long each = one->kind == BF16 ? 2 : x->planes, size = part_size(one, halves, tiles);
+    int far = tiles > FEW && !add; /* so much that whoever reads it will not find it in a cache */
     long bytes = WIDE * size * halves / 2, together = size < one->k ? BAND : 1;
     vf out[BAND][MOST][2];
     Kernel *const *kernels = one->kind == BF16 ? with_bf16
@@ -379,9 +349,10 @@ static void product(const Linear *one, const Rows *x, float *y, long stride, int
                 }
             for (long m = band * x->tile; m < x->rows && m < (band + count) * x->tile; m++)
                 put_out((const float *)out[m / x->tile - band][m % x->tile], one->bias ? one->bias + panel * WIDE : 0,
-                        y + m * stride + panel * WIDE, width, add);
+                        y + m * stride + panel * WIDE, width, add, far);
         }
     }
+    if (far) _mm_sfence();
 }
 
 /* y[rows][n] = x[rows][k] times a weight. */
