@@ -90,6 +90,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen3-moe": _qwen3_moe,
     "gpt-oss": _gpt_oss,
 }
+if hasattr(t, "InternLM3ForCausalLM"):  # `transformers` 5.23 has its config only
+    FAMILIES["internlm3"] = lambda: t.InternLM3ForCausalLM(t.InternLM3Config(**HEAD))
 
 
 def build(family: str) -> Any:

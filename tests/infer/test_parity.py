@@ -75,6 +75,28 @@ def test_answers_equal_generate(family: tuple[str, dict[int, list[int]]]) -> Non
         engine.close()
 
 
+def test_log_probabilities_are_those_of_the_models_forward(family: tuple[str, dict[int, list[int]]]) -> None:
+    """Of prompts read in chunks, several at once, and of answers: within 1e-4 of the whole sequence's log-softmax."""
+    name, expected = family
+    engine = Engine(build(name), Numbers(), EngineConfig(block_size=8, token_budget=24))
+    numbers, given = (3, 7, 9, 14), prompts()
+    params = SamplingParams(max_tokens=ANSWER, logprobs=2, prompt_logprobs=0)
+    found = engine.generate([Request(str(at), given[at], params) for at in numbers])
+    model = build(name)
+    for done in found:
+        prompt = given[int(done.request_id)]
+        ids = torch.tensor([[*prompt, *expected[int(done.request_id)]]])
+        with torch.no_grad():
+            whole = model(ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(dim=-1)
+        told = [*done.prompt_logprobs, *done.token_logprobs]
+        assert [one.token_id for one in told] == ids[0, 1:].tolist()
+        assert [one.logprob for one in told] == pytest.approx(
+            whole[:-1].gather(1, ids[0, 1:, None])[:, 0].tolist(), abs=1e-4
+        )
+        best = [value for one in done.token_logprobs for _, value in one.top]
+        assert best == pytest.approx(whole[len(prompt) - 1 : -1].topk(2).values.flatten().tolist(), abs=1e-4)
+
+
 def test_one_request_at_a_time_gives_the_same(family: tuple[str, dict[int, list[int]]]) -> None:
     name, expected = family
     engine = Engine(build(name), Numbers())
