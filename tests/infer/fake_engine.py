@@ -1,7 +1,7 @@
 """An engine that only pretends, for tests of how engines are started, watched and spoken to. Standard library only.
 
-It takes the command lines of vLLM, SGLang, LMDeploy and llama.cpp as far as it must (--port), and answers each in its
-own form: the tokens of the prompt again, one by one, and then from the front, `FAKE_PAUSE` seconds apart. What it does
+It takes the command lines of vLLM, SGLang, LMDeploy, llama.cpp and OpenVINO's server as far as it must (--port), and
+answers each in its own form: the tokens of the prompt again, one by one, and then from the front, `FAKE_PAUSE` seconds apart. What it does
 wrong is said by the environment: FAKE=crash-at-start, port-taken, slow, deaf, hang, die, cut, nonsense, full, refuse.
 """
 
@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Health, models, and what was counted."""
-        if self.path in ("/health", "/health_generate"):
+        if self.path in ("/health", "/health_generate", "/v2/health/ready"):
             while FAKE == "deaf" and COUNTS["posts"]:
                 time.sleep(0.1)
             self.reply(200, {})
@@ -60,6 +60,11 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, self.whole(body))
         else:
             self.stream(body)
+
+    @property
+    def route(self) -> str:
+        """The path, by its usual name: OpenVINO's server has OpenAI's under /v3."""
+        return self.path.replace("/v3/", "/v1/", 1)
 
     def stream(self, body: dict[str, Any]) -> None:
         """Send an answer event by event, as far as it gets."""
@@ -110,9 +115,9 @@ class Handler(BaseHTTPRequestHandler):
         prompt, answer = self.tokens(body)
         for at, id in enumerate(answer):
             last = at == len(answer) - 1
-            if self.path == "/v1/completions":
+            if self.route == "/v1/completions":
                 yield {"choices": [self.choice(body, [id], "length" if last else None)]}
-            elif self.path == "/v1/chat/completions":
+            elif self.route == "/v1/chat/completions":
                 yield {"choices": [{"delta": {"content": f"{id} "}, "finish_reason": "length" if last else None}]}
             elif self.path == "/completion":
                 yield {"content": f"{id} ", "tokens": [id], "stop": False, "tokens_predicted": at + 1}
@@ -120,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
                 yield self.generated(body, prompt, answer[: at + 1], last)
         if self.path == "/completion":
             yield {"content": "", "tokens": [], "stop": True, "stop_type": "limit", "tokens_predicted": len(answer)}
-        elif self.path.startswith("/v1/"):
+        elif self.route.startswith("/v1/"):
             yield {"choices": [], "usage": {"prompt_tokens": len(prompt), "completion_tokens": len(answer)}}
 
     def choice(self, body: dict[str, Any], ids: list[int], finish: str | None) -> dict[str, Any]:
@@ -178,7 +183,9 @@ def main() -> None:
         sys.exit("torch.OutOfMemoryError: CUDA out of memory")
     if FAKE == "slow":
         time.sleep(1.0)
-    port = int(next(sys.argv[at + 1] for at, one in enumerate(sys.argv) if one in ("--port", "--server-port")))
+    port = int(
+        next(sys.argv[at + 1] for at, one in enumerate(sys.argv) if one in ("--port", "--server-port", "--rest_port"))
+    )
     marker = os.environ.get("FAKE_ONCE")
     if marker and not os.path.exists(marker):  # noqa: PTH110
         open(marker, "w").close()  # noqa: PTH123
