@@ -1,10 +1,10 @@
 """Every way to make a model smaller, on models trained here: size, perplexity, accuracy, latency, before and after.
 
-    python benchmarks/compression.py [--workspace DIR] [--text FILE ...]
+    python benchmarks/compression.py [--workspace DIR] [--text FILE ...] [--larger DIR]
 
 The first model is the demo's (recipes/python-helper.yaml, run here unless the workspace has it): its base on held-out
 pages, its tuned one on questions. With --text a Llama of 14M parameters is trained on these files too (the published
-ones were WikiText-2's validation and test parts). Held to: INT8 keeps 99 % of the accuracy; int4 linears take at most
+ones were WikiText-2's validation and test parts), in the same workspace or in that of --larger. Held to: INT8 keeps 99 % of the accuracy; int4 linears take at most
 1/3.5 of half precision; AWQ in 4 bits loses less than 2 % of perplexity, and less than rounding to nearest; GPTQ loses
 less than rounding to nearest; Wanda less than magnitude, SparseGPT at most what Wanda does, at 2:4; a model with
 planted outliers is nearer to itself under SmoothQuant than under plain W8A8. Exits 1 where one is not kept.
@@ -199,6 +199,7 @@ def main() -> int:
     """Train what is missing, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path)
+    parser.add_argument("--larger", type=Path, help="workspace of the larger model")
     parser.add_argument("--text", type=Path, nargs="*", default=[])
     parser.add_argument("--tokens", type=int, default=1_200_000, help="tokens that the larger model is trained on")
     given = parser.parse_args()
@@ -214,8 +215,9 @@ def main() -> int:
         data = {"data": "python-helper/conversations", "task": "python-helper/conversations"}
         names = ["int8", "w8a8", "rtn:4", "awq:4", "gptq:4", *ZEROS]
         result["answers"] = versions(ws, "python-helper/tuned", names, overrides=["group_size=64"], **data)
+    with c.open(given.larger or workspace) as ws:
         if given.text and not stored(ws, "wiki/model"):
-            recipe = workspace / "wiki.yaml"
+            recipe = (given.larger or workspace) / "wiki.yaml"
             recipe.write_text(yaml.safe_dump(LARGER, sort_keys=False))
             paths = ", ".join(str(path.resolve()) for path in given.text)
             ws.run(recipe, overrides=[f"text.paths=[{paths}]", f"model.tokens={given.tokens}"])

@@ -1,8 +1,9 @@
 """An engine that only pretends, for tests of how engines are started, watched and spoken to. Standard library only.
 
 It takes the command lines of vLLM, SGLang, LMDeploy, llama.cpp and OpenVINO's server as far as it must (--port), and
-answers each in its own form: the tokens of the prompt again, one by one, and then from the front, `FAKE_PAUSE` seconds apart. What it does
-wrong is said by the environment: FAKE=crash-at-start, port-taken, slow, deaf, hang, die, cut, nonsense, full, refuse.
+answers each in its own form: the tokens of the prompt again, one by one, and then from the front, `FAKE_PAUSE` seconds
+apart. What it does wrong is said by the environment: FAKE=crash-at-start, port-taken, slow, deaf, hang, die, cut,
+nonsense, full, refuse.
 """
 
 from __future__ import annotations

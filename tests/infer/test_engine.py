@@ -255,7 +255,7 @@ def test_a_model_whose_attention_is_its_own_runs_unpaged_and_says_so(
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32))
     model._supports_attention_backend = False
     assert Engine(model, tokenizer).stats()["paged"] == 0
-    assert "GPT2LMHeadModel runs one sequence at a time" in caplog.text
+    assert "GPT2LMHeadModel runs in padded batches" in caplog.text
 
 
 def test_a_cache_smaller_than_the_context_cuts_the_context(engine_of: Callable[..., Engine]) -> None:
