@@ -4,10 +4,11 @@
 
 The first model is the demo's (recipes/python-helper.yaml, run here unless the workspace has it): its base on held-out
 pages, its tuned one on questions. With --text a Llama of 14M parameters is trained on these files too (the published
-ones were WikiText-2's validation and test parts), in the same workspace or in that of --larger. Held to: INT8 keeps 99 % of the accuracy; int4 linears take at most
-1/3.5 of half precision; AWQ in 4 bits loses less than 2 % of perplexity, and less than rounding to nearest; GPTQ loses
-less than rounding to nearest; Wanda less than magnitude, SparseGPT at most what Wanda does, at 2:4; a model with
-planted outliers is nearer to itself under SmoothQuant than under plain W8A8. Exits 1 where one is not kept.
+ones were WikiText-2's validation and test parts), in the same workspace or in that of --larger. --only measures one of
+them and keeps what is known of the other. Held to: INT8 keeps 99 % of the accuracy; int4 linears take at most 1/3.5 of
+half precision; AWQ in 4 bits loses less than 2 % of perplexity, and less than rounding to nearest; GPTQ loses less than
+rounding to nearest; Wanda less than magnitude, SparseGPT at most what Wanda does, at 2:4; a model with planted outliers
+is nearer to itself under SmoothQuant than under plain W8A8. Exits 1 where one is not kept.
 """
 
 from __future__ import annotations
@@ -195,6 +196,30 @@ def of_answers(result: dict[str, Any]) -> dict[str, bool]:
     return held
 
 
+def of_the_demo(ws: c.Workspace) -> dict[str, Any]:
+    """Return what was measured on the demo's models."""
+    if not stored(ws, "python-helper/tuned"):
+        ws.run(RECIPE, until="tuned")
+    data = {"data": "python-helper/conversations", "task": "python-helper/conversations"}
+    names = ["int8", "w8a8", "rtn:4", "awq:4", "gptq:4", *ZEROS]
+    return {
+        "demo": measure(ws, "python-helper/base", "python-helper/corpus"),
+        "answers": versions(ws, "python-helper/tuned", names, overrides=["group_size=64"], **data),
+    }
+
+
+def of_the_larger(ws: c.Workspace, folder: Path, text: list[Path], tokens: int) -> dict[str, Any]:
+    """Return what was measured on the larger model, which is trained on `text`; nothing where there is neither."""
+    if text and not stored(ws, "wiki/model"):
+        recipe = folder / "wiki.yaml"
+        recipe.write_text(yaml.safe_dump(LARGER, sort_keys=False))
+        paths = ", ".join(str(path.resolve()) for path in text)
+        ws.run(recipe, overrides=[f"text.paths=[{paths}]", f"model.tokens={tokens}"])
+    if not stored(ws, "wiki/model"):
+        return {}
+    return {"larger": {"tokens": tokens, **measure(ws, "wiki/model", "wiki/corpus")}}
+
+
 def main() -> int:
     """Train what is missing, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -202,27 +227,18 @@ def main() -> int:
     parser.add_argument("--larger", type=Path, help="workspace of the larger model")
     parser.add_argument("--text", type=Path, nargs="*", default=[])
     parser.add_argument("--tokens", type=int, default=1_200_000, help="tokens that the larger model is trained on")
+    parser.add_argument("--only", choices=("demo", "larger"))
     given = parser.parse_args()
     workspace = given.workspace or Path(tempfile.mkdtemp(prefix="catena-compression-"))
-    result: dict[str, Any] = {
-        "machine": f"{os.cpu_count()} cores, {processor()}",
-        "load_average": [round(value, 1) for value in os.getloadavg()],
-    }
-    with c.open(workspace) as ws:
-        if not stored(ws, "python-helper/tuned"):
-            ws.run(RECIPE, until="tuned")
-        result["demo"] = measure(ws, "python-helper/base", "python-helper/corpus")
-        data = {"data": "python-helper/conversations", "task": "python-helper/conversations"}
-        names = ["int8", "w8a8", "rtn:4", "awq:4", "gptq:4", *ZEROS]
-        result["answers"] = versions(ws, "python-helper/tuned", names, overrides=["group_size=64"], **data)
-    with c.open(given.larger or workspace) as ws:
-        if given.text and not stored(ws, "wiki/model"):
-            recipe = (given.larger or workspace) / "wiki.yaml"
-            recipe.write_text(yaml.safe_dump(LARGER, sort_keys=False))
-            paths = ", ".join(str(path.resolve()) for path in given.text)
-            ws.run(recipe, overrides=[f"text.paths=[{paths}]", f"model.tokens={given.tokens}"])
-        if stored(ws, "wiki/model"):
-            result["larger"] = {"tokens": given.tokens, **measure(ws, "wiki/model", "wiki/corpus")}
+    result: dict[str, Any] = json.loads(RESULTS.read_text()) if given.only else {}
+    result["machine"] = f"{os.cpu_count()} cores, {processor()}"
+    result["load_average"] = [round(value, 1) for value in os.getloadavg()]
+    if given.only != "larger":
+        with c.open(workspace) as ws:
+            result |= of_the_demo(ws)
+    if given.only != "demo":
+        with c.open(given.larger or workspace) as ws:
+            result |= of_the_larger(ws, given.larger or workspace, given.text, given.tokens)
     result["claims"] = of_answers(result["answers"])
     for model in ("demo", "larger"):
         if model in result:
