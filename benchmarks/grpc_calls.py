@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from gateway import PROMPT, REPLICA, ROOT, Client, deployment, program
+from gateway import REPLICA, ROOT, deployment, program
+from http_load import PROMPT, chat_request, closed
 
 RESULT = Path(__file__).parent / "results" / "grpc.json"
 SAID = "It reads JSON text and returns what it says; it raises JSONDecodeError where the text is no JSON."
@@ -127,25 +128,10 @@ def told(times: list[float], spent: float) -> dict[str, float]:
     }
 
 
-async def cached(url: str, key: str, seconds: float) -> dict[str, float]:
+def cached(url: str, key: str, seconds: float) -> dict[str, float]:
     """Ask the same question, whose answer is in the cache, as fast as so many connections can."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    body = json.dumps(
-        {"model": "m", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 64, "temperature": 0}
-    ).encode()
-    auth = f"authorization: Bearer {key}\r\n" if key else ""
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n{auth}"
-    request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-    loop = asyncio.get_running_loop()
-    clients = [(await loop.create_connection(lambda: Client(request), host, int(port)))[1] for _ in range(CALLS)]
-    began = time.perf_counter()
-    for client in clients:
-        client.go(began + seconds)
-    await asyncio.gather(*(client.done for client in clients))
-    statuses = {status for client in clients for status in client.statuses}
-    if statuses != {200}:
-        raise SystemExit(f"{url} answered {statuses}")
-    return told([one for client in clients for one in client.times], time.perf_counter() - began)
+    found = asyncio.run(closed(url, chat_request(url, key, temperature=0), CALLS, seconds))
+    return {"per_s": found["rps"], "p50_ms": found["p50_ms"], "p99_ms": found["p99_ms"]}
 
 
 def measure_grpc(seconds: float, *, governed: bool) -> dict[str, dict[str, float]]:
@@ -173,8 +159,8 @@ def measure_cache(seconds: float, *, governed: bool) -> dict[str, float]:
         values["models"]["m"]["revision"] = "1"
         file.write_text(yaml.safe_dump(values))
         with program(*command, cwd=folder) as url:
-            asyncio.run(cached(url, key, 1.0))
-            return asyncio.run(cached(url, key, seconds))
+            cached(url, key, 1.0)
+            return cached(url, key, seconds)
 
 
 def main() -> None:

@@ -139,6 +139,27 @@ def test_writers_of_many_threads_and_processes_make_one_chain(root: Path, open_l
     assert checked.records == 180
 
 
+def test_a_writer_that_never_pauses_lets_others_in(root: Path, open_log: Open) -> None:
+    busy, other = open_log(), open_log()
+    stopped, over = threading.Event(), threading.Event()
+
+    def again(problem: CatenaError | None) -> None:
+        assert problem is None
+        if stopped.is_set():
+            over.set()
+        else:
+            busy.write("lovelace", lambda: {"kind": "request"}, again)
+
+    busy.write("lovelace", lambda: {"kind": "request"}, again)
+    for number in range(5):
+        other.act({"act": f"between {number}"})
+    stopped.set()
+    assert over.wait(20)
+    found = [entry["act"] for entry in entries(root, CONFIG, Query()) if entry["kind"] == "act"]
+    assert found == [f"between {number}" for number in range(5)]
+    assert verify(root, CONFIG).sound
+
+
 def test_a_log_that_is_opened_again_goes_on(root: Path, open_log: Open) -> None:
     for _ in range(3):
         with open_log() as log:

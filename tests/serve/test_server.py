@@ -135,3 +135,26 @@ def test_background_serves_in_the_block_and_not_after() -> None:
 def test_serving_imports_no_torch() -> None:
     code = "import sys, catena.serve.app, catena.serve.server; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, env=os.environ).returncode == 0
+
+
+def test_a_server_of_its_own_looks_for_garbage_only_among_what_came_later() -> None:
+    code = """
+import gc, os, signal, threading
+from catena.serve.server import listen, serve
+
+frozen = []
+class Leaf: pass
+def ready(url):
+    frozen.append(gc.get_freeze_count())
+    one = Leaf(); one.self = one; del one
+    assert gc.collect() > 0, "what comes later is still collected"
+    os.kill(os.getpid(), signal.SIGTERM)
+
+async def app(scope, receive, send): raise AssertionError
+before = gc.get_threshold()
+serve(app, listen(port=0), on_ready=ready)
+assert frozen[0] > 10_000 and gc.get_freeze_count() == 0 and gc.get_threshold() == before
+print("good")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "good\n"), done.stderr

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import importlib
 import ipaddress
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
@@ -32,6 +34,11 @@ OWN_FILES = 256
 """Files that are open besides connections."""
 BACKLOG = 2048
 START_S = 30.0
+COLLECT = (5_000, 20, 20)
+"""Thresholds of the three generations of garbage: less often than Python's own (700, 10, 10)."""
+SWITCH_S = 0.001
+"""So long a thread (of the audit, of an engine) waits for the interpreter's lock while the event loop is busy; Python's
+own 0.005 is paid after every call of the system."""
 
 
 def listen(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
@@ -94,11 +101,37 @@ def serve(
     signals = (signal.SIGTERM, signal.SIGINT)
     previous = [signal.signal(one, server.handle_exit) for one in signals]
     try:
-        _run(_beside(server, listener, beside))
+        with _own_process(server):
+            _run(_beside(server, listener, beside))
     finally:
         for one, handler in zip(signals, previous, strict=True):
             signal.signal(one, handler)
         listener.close()
+
+
+@contextmanager
+def _own_process(server: _Server) -> Iterator[None]:
+    """Set the interpreter up for short waits, in a process that is the server's own.
+
+    A full collection of garbage walks every object there is: 150,000 of modules and models took 90 ms, in which nobody
+    was answered, every few thousand requests. What is there when requests are first taken stays until the end: it is
+    set aside, and garbage is looked for among what requests leave behind.
+    """
+    thresholds, switch = gc.get_threshold(), sys.getswitchinterval()
+
+    def set_aside() -> None:
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*COLLECT)
+
+    server.when_started = set_aside
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(switch)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 @contextmanager
@@ -184,9 +217,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._url = url_of(listener)
         self._on_ready = on_ready
+        self.when_started: Callable[[], None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.when_started is not None:
+            self.when_started()
         if self.started and self._on_ready is not None:
             self._on_ready(self._url)
 

@@ -93,18 +93,20 @@ class Checkpoints:
         self._turn = 1 - slot
         return newest
 
-    def write_tip(self, tip: Tip) -> None:
-        """Write the newest tip in the older one's place."""
+    def write_tip(self, tip: Tip, raw: bytes) -> bytes:
+        """Write the newest tip in the older one's place; from both slots as they were, returns them as they are."""
         line = self._signed(tip)
         assert len(line) <= SLOT, "a slot is long enough for a tip"
         if self._descriptor < 0:
             self._descriptor = os.open(self.folder / "tip", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.pwrite(self._descriptor, line.ljust(SLOT), self._turn * SLOT)
+        at, slot = self._turn * SLOT, line.ljust(SLOT)
+        os.pwrite(self._descriptor, slot, at)
         self._turn = 1 - self._turn
         now = time.monotonic()
         if now - self._logged >= EVERY_S:
             self._logged = now
             append(self.folder / "log.jsonl", line)
+        return raw[:at].ljust(at, b"\0") + slot + raw[at + SLOT :]
 
     def keep(self, tip: Tip) -> None:
         """Write a checkpoint into the log."""

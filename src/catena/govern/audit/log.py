@@ -2,8 +2,9 @@
 
     write(entry) -> waiting -> [thread] all that wait: lock, seal, chain, append, sync, sign the tip -> done(problem)
 
-Who finds the log behind its tip, or changed before it, stops: `catena audit verify` says what was done. What a kill
-left half-written is cut off, and that is written down.
+A commit is few calls of the system: after each one the thread waits for the interpreter's lock, for milliseconds where
+requests keep it busy. Who finds the log behind its tip, or changed before it, stops: `catena audit verify` says what
+was done. What a kill left half-written is cut off, and that is written down.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ from catena.govern.crypto import open_signer, sealing_keys
 
 logger = logging.getLogger(__name__)
 RETRY_S = 1.0
+HOLD_S = 0.03
+"""So long a writer keeps others out between commits that come one after the other..."""
+ALONE_S = 10.0
+"""...where nobody else has written for so long."""
 MOST_WAITING = 10_000
 MOST_AT_ONCE = 512
 VERIFY = "`catena audit verify` says where."
@@ -77,10 +81,13 @@ class Log:
         self._lost = self._lost_ever = 0
         self._lost_since = 0.0
         self._tried = 0.0
+        self._held_since = self._others_at = 0.0
         self._lock = os.open(self.places.folder / "write.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            with self._alone():
-                self._sync()
+            self._take()
+            self._sync()
+            self._give_back()
+            self._others_at = 0.0
         except BaseException:
             os.close(self._lock)
             raise
@@ -160,9 +167,12 @@ class Log:
         while True:
             with self._wake:
                 while not self._waiting and not self._closing:
-                    self._wake.wait(RETRY_S if self._problem is not None else None)
+                    patience = RETRY_S if self._problem is not None else HOLD_S if self._held_since else None
+                    self._wake.wait(patience)
                     if self._problem is not None:
                         break
+                    if not self._waiting:
+                        self._give_back()
                 batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
                 if not batch and self._closing:
                     return
@@ -217,39 +227,52 @@ class Log:
         return None
 
     def _commit(self, entries: Sequence[tuple[str, bytes]]) -> None:
-        with self._alone():
-            self._sync()
-            self.vault.refresh()
-            tip = self._tip
-            now = max(time.time_ns() // 1000, tip.time)  # a clock that is set back does not reorder the past
-            day = day_of(now)
-            start = tip.end if tip.segment == day else 0
-            descriptor = self._open(day)
-            pieces, link, seq = [], bytes.fromhex(tip.link), tip.seq
-            for subject, entry in entries:
-                seq += 1
-                piece, link = sealed_frame(entry, seq, now, self.vault.key_for(subject), link)
-                pieces.append(piece)
-            data = b"".join(pieces)
-            try:
-                _write_all(descriptor, data, start)
-                os.fdatasync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, start)
-                raise
-            if tip.segment not in ("", day):
-                self.checkpoints.keep(tip)
-            self._tip = Tip(seq, link.hex(), day, start + len(data), now)
-            self.checkpoints.write_tip(self._tip)
-            self._raw = self.checkpoints.raw_tip()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other writers out; the lock's file stays open, for commits come often."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
-            yield
-        finally:
+            if self._take():
+                self._sync()
+                self.vault.refresh()
+            self._append(entries)
+        except BaseException:
+            self._give_back()
+            raise
+        now = time.monotonic()
+        if now - self._held_since > HOLD_S or now - self._others_at < ALONE_S:
+            self._give_back()
+
+    def _append(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        tip = self._tip
+        now = max(time.time_ns() // 1000, tip.time)  # a clock that is set back does not reorder the past
+        day = day_of(now)
+        start = tip.end if tip.segment == day else 0
+        descriptor = self._open(day)
+        pieces, link, seq = [], bytes.fromhex(tip.link), tip.seq
+        for subject, entry in entries:
+            seq += 1
+            piece, link = sealed_frame(entry, seq, now, self.vault.key_for(subject), link)
+            pieces.append(piece)
+        data = b"".join(pieces)
+        try:
+            _write_all(descriptor, data, start)
+        except OSError:
+            os.ftruncate(descriptor, start)
+            raise
+        if tip.segment not in ("", day):
+            self.checkpoints.keep(tip)
+        self._tip = Tip(seq, link.hex(), day, start + len(data), now)
+        self._raw = self.checkpoints.write_tip(self._tip, self._raw or b"")
+
+    def _take(self) -> bool:
+        """Keep other writers out; tells whether they were not kept out already."""
+        if self._held_since:
+            return False
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._held_since = time.monotonic()
+        return True
+
+    def _give_back(self) -> None:
+        """Let other writers in."""
+        if self._held_since:
+            self._held_since = 0.0
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _open(self, day: str) -> int:
@@ -259,7 +282,8 @@ class Log:
                 os.close(descriptor)
             path = self.places.segments / f"{day}.log"
             fresh = not path.exists()
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # What is written is on the disk when the write returns: one call, not two.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC, 0o600)
             self._descriptor = (day, descriptor)
             if fresh:
                 folder = os.open(self.places.segments, os.O_RDONLY)
@@ -274,6 +298,7 @@ class Log:
         raw = self.checkpoints.raw_tip()
         if self._raw is not None and raw == self._raw:
             return
+        self._others_at = time.monotonic()
         tip = self.checkpoints.tip(raw)
         files = self.places.segment_files()
         if tip is None:
@@ -283,7 +308,7 @@ class Log:
             self._raw, self._tip = raw, Tip()
             return
         self._tip = self._recovered(tip)
-        self._raw = raw
+        self._raw = raw if self._tip == tip else self.checkpoints.write_tip(self._tip, raw)
 
     def _recovered(self, tip: Tip) -> Tip:
         """Return the tip with what a kill left behind it; what is torn is cut off."""
@@ -303,8 +328,6 @@ class Log:
                 os.truncate(path, size - torn)
         if tip.segment and not (self.places.segments / f"{tip.segment}.log").exists():
             raise IntegrityError(f"the segment {tip.segment} is missing", hint=VERIFY)
-        if newest != tip:
-            self.checkpoints.write_tip(newest)
         return newest
 
     def _beyond(self, path: Path, start: int, tip: Tip) -> tuple[Tip, int]:

@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from catena.hub.files import write_atomically
 SYSTEM = "-"
 """The subject of what belongs to nobody: starts, administration, gaps. It cannot be erased."""
 GENERATION, MASTER, TAGS = "generation", "master", "tags"
+SETTLED_NS = 1_000_000_000
+"""A file that changed so long ago has another time or inode when it changes again, however coarse the clock is."""
 
 
 class Vault:
@@ -34,6 +37,7 @@ class Vault:
         self._folder, self._sealing = folder, sealing
         self._of_subject: dict[str, tuple[bytes, Any]] = {}
         self._of_id: dict[bytes, Any] = {}
+        self._seen: tuple[int, ...] = ()
         self._generation = self._told(GENERATION)
         self._load()
 
@@ -66,7 +70,17 @@ class Vault:
 
     def refresh(self) -> None:
         """Forget what is remembered when another process destroyed a key since."""
+        # Asked at every commit: one look at the file's status, and not opening, reading and closing it.
+        try:
+            status = (self._folder / GENERATION).stat()
+        except FileNotFoundError:
+            seen: tuple[int, ...] = ()
+        else:
+            seen = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+            if seen == self._seen and time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS:
+                return
         told = self._told(GENERATION)
+        self._seen = seen
         if told != self._generation:
             self._load()
             self._of_subject.clear()
