@@ -18,12 +18,15 @@ from catena.core.errors import NotFound
 from catena.core.registry import require
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp
 
     from catena.govern.config import GovernConfig
     from catena.hub.store import Store
     from catena.serve.config import ServeConfig
+    from catena.serve.gateway.app import Gateway
     from catena.serve.gateway.config import DeployConfig, ModelConfig
 
 
@@ -114,10 +117,33 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
             tags=Tags(store) if store else None,
             sealer=sealer_of(store, config.govern) if store else None,
         )
-        beside = with_grpc(session, gateway, (config.host, grpc), config.http, gateway.running())
-        serve(gateway, listener, config=config.http, beside=beside)
+        app, running = _with_console(gateway, config, listener, root)
+        beside = with_grpc(session, gateway, (config.host, grpc), config.http, running)
+        serve(app, listener, config=config.http, beside=beside, websockets=config.console)
     if gateway.problem is not None:
         raise gateway.problem
+
+
+def _with_console(
+    gateway: Gateway, config: DeployConfig, listener: socket, root: Path | None
+) -> tuple[ASGIApp, AbstractAsyncContextManager[None]]:
+    """Put the web console in front of a gateway, where there is to be one; returns that, and what runs beside it."""
+    if not config.console:
+        return gateway, gateway.running()
+    from catena.serve.gateway.beside import PREFIX, Beside
+    from catena.serve.hosts import is_loopback
+    from catena.serve.server import url_of
+
+    if root is None:
+        raise NotFound("a console needs a workspace, and there is none here", hint="Make one with: catena init")
+    require("nicegui", "console")
+    words = ["catena", "console", "--port", "0", "--json", "--workspace", str(root)]
+    words += ["--prefix", PREFIX, "--gateway", url_of(listener)]
+    words += [part for name in config.http.hosts for part in ("--allow-host", name)]
+    if config.govern.auth.on or not is_loopback(listener.getsockname()[0]):
+        words.append("--sign-in")
+    made = Beside(gateway, words)
+    return made, made.running(gateway.running())
 
 
 def _opened(session: Session, config: DeployConfig, stack: ExitStack) -> tuple[Store | None, Sequence[Middleware]]:

@@ -85,7 +85,9 @@ def build(console: Console) -> ASGIApp:
         reconnect_timeout=RECONNECT_S,
         message_history_length=2000,
     )
-    return LoopbackHosts(Guard(outer, console), console.hosts)
+    guard = Guard(outer, console)
+    # Names of other machines can be trusted to lead here only where a session decides, and nothing is open without one.
+    return guard if console.sessions.only_keys else LoopbackHosts(guard, console.hosts)
 
 
 def require_keys_beyond(listener: socket, console: Console) -> None:

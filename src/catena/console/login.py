@@ -67,6 +67,11 @@ class Sessions:
         """Whether anybody on loopback is the administrator: there is no key yet, and it was not ruled out."""
         return self._local and self._access.status()["keys"] == 0
 
+    @property
+    def only_keys(self) -> bool:
+        """Whether everybody needs a key, also while there is none."""
+        return not self._local
+
     async def open(self, key: str, address: str) -> str:
         """Check an API key and return a new session's token. Raises `Denied`, also for too many wrong ones."""
         wrong = self._wrong.setdefault(address, deque())

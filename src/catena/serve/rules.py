@@ -47,6 +47,7 @@ RULES: Mapping[str, Rule] = {
     "/admin/releases": "releases",
     "/admin/releases/{model:path}": "releases",
     "/metrics": "metrics",
+    "/console/{path:path}": "public",  # it signs people in itself, and has a rule for each page
     "/openapi.json": "public",
     "/docs": "public",
 }

@@ -201,7 +201,7 @@ def _config(
         loop="asyncio",
         http=bounded(bounds),
         ws="websockets-sansio" if websockets else "none",
-        lifespan="on" if websockets else "off",
+        lifespan="auto" if websockets else "off",
         log_config=None,  # logging is set up at entry points, never by a library
         access_log=False,
         server_header=False,

@@ -248,6 +248,8 @@ class DeployConfig(Config):
     jobs: JobsConfig = JobsConfig()
     govern: GovernConfig = GovernConfig()
     """Keys, audit and moderation, as in `catena.yaml`."""
+    console: bool = False
+    """Whether the web console runs beside it, below /console of the same address."""
 
     @model_validator(mode="after")
     def _known_models(self) -> DeployConfig:
