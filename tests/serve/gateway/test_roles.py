@@ -38,7 +38,7 @@ NOT_FOR_USERS = {("/metrics", "GET"), ("/v1/feedback", "GET"), ("/admin/lineage/
     (path, method) for path in ("/admin/releases", "/admin/releases/{model:path}") for method in ("GET", "POST")
 }
 OF_ANYBODY = {"/health", "/ready", "/openapi.json", "/docs"}
-ELSEWHERE = frozenset({"/console/{path:path}"})
+ELSEWHERE = frozenset({"/console/{path:path}", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 """Rules of routes that a gateway does not have."""
 GOVERN = GovernConfig(
     auth=AuthConfig(on=True, refresh_s=3600),
