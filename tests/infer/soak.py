@@ -1,6 +1,10 @@
 """Random traffic for a long time: cancels, listeners that fail, overlong prompts, missed deadlines, a full queue.
 
-Every answer that comes is compared with that of `generate`, and at the end nothing may be left: no block, no request.
+Every answer that comes is compared with the right one, and at the end nothing may be left: no block, no request.
+
+    ngram     float32, guesses by look-up; right is what `generate` of transformers says
+    draft     the same, guesses by a copy of the model, which are always right
+    native    bfloat16 by the step in C, where there is a compiler; right is what a request gets alone
 """
 
 from __future__ import annotations
@@ -20,12 +24,21 @@ from catena.core.errors import EnvironmentProblem, UsageError
 from catena.core.generate import Delta, Request, SamplingParams
 from catena.infer.capacity import EngineConfig
 from catena.infer.engine import Engine
+from tests.infer import test_native
 from tests.infer.architectures import CONTEXT, VOCABULARY, build
 from tests.infer.test_parity import Numbers
 
 ANSWER = 12
 PROMPTS = 24
 CALLERS = 6
+KINDS = ("ngram", "draft", "native")
+TIGHT: dict[str, Any] = {
+    "block_size": 4,
+    "token_budget": 40,
+    "max_running": 6,
+    "max_waiting": 8,
+    "cache_bytes": 1 << 16,
+}
 
 
 @dataclass
@@ -38,15 +51,14 @@ class Tally:
     stats: dict[str, float] = field(default_factory=dict)
 
 
-def soak(requests: int, seed: int = 0) -> Tally:
+def soak(requests: int, seed: int = 0, kind: str = "ngram") -> Tally:
     """Send so many requests from several threads at once; returns what came of them."""
     chance = random.Random(seed)
     prompts = [[chance.randrange(2, VOCABULARY) for _ in range(chance.randint(1, 60))] for _ in range(PROMPTS)]
-    expected = [_by_generate(prompt) for prompt in prompts]
-    options = EngineConfig(
-        block_size=4, token_budget=40, max_running=6, max_waiting=8, speculation="ngram", cache_bytes=1 << 16
-    )
-    engine = Engine(build("llama"), Numbers(), options)
+    expected = [_alone(prompt) if kind == "native" else _by_generate(prompt) for prompt in prompts]
+    guessing: dict[str, Any] = {"speculation": "draft" if kind == "draft" else "ngram", "draft_model": "a copy"}
+    engine = Engine(_model(kind), Numbers(), EngineConfig(**TIGHT, **guessing), _model(kind))
+    assert (engine.runner.native is not None) == (kind == "native")
     tally = Tally()
 
     def caller(number: int) -> None:
@@ -69,6 +81,17 @@ def soak(requests: int, seed: int = 0) -> Tally:
     tally.stats = dict(engine.stats())
     engine.close()
     return tally
+
+
+def _model(kind: str) -> Any:
+    return test_native.build("llama") if kind == "native" else build("llama")
+
+
+def _alone(prompt: list[int]) -> list[int]:
+    engine = Engine(_model("native"), Numbers(), EngineConfig(max_running=1))
+    [done] = engine.generate([Request("alone", prompt, SamplingParams(max_tokens=ANSWER))])
+    engine.close()
+    return list(done.token_ids)
 
 
 def _by_generate(prompt: list[int]) -> list[int]:
