@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import openai
 import pytest
 import torch
@@ -175,6 +176,10 @@ def test_serve_takes_adapters_hosts_and_options_and_answers_until_it_is_told_to_
     ):
         assert set(ready) == {"url", "model", "digest"}
         assert [model.id for model in client.models.list()] == ["tiny", "tiny:french"]
+        wanted = [{"lora_name": f"a-{ref}", "lora_path": ref} for ref in ("lora", "nothing", "tiny")]
+        loaded = [httpx.post(f"{ready['url']}/load_lora_adapter", json=one, timeout=60).status_code for one in wanted]
+        assert loaded == [200, 404, 422]
+        assert "tiny:a-lora" in [model.id for model in client.models.list()]
         named = client.with_options(default_headers={"host": "models.example"})
         asked: Any = {"messages": [{"role": "user", "content": QUESTION}], "seed": 1}
         answer = named.chat.completions.create(model="tiny:french", **asked)
