@@ -1,6 +1,6 @@
 """The engine beside `generate`, padded `generate`, transformers' continuous batching and llama.cpp, on one processor.
 
-    python benchmarks/engine.py [--rounds 3] [--cases catena-bf16,llama-bf16,...] [--llama FOLDER]
+    python benchmarks/engine.py [--rounds 3] [--threads 1,2] [--cases catena-bf16,llama-bf16,...] [--llama FOLDER]
 
 A random Qwen3 of half a billion weights (28 layers of 1024, ff 3072, 16/8 heads of 128, vocabulary 32,000). Measured:
 
@@ -10,11 +10,11 @@ A random Qwen3 of half a billion weights (28 layers of 1024, ff 3072, 16/8 heads
 
 Every case is a child process of its own; the rounds go through all cases in turn, and the best of all tries counts:
 others on the machine only make a try slower. Read bandwidth is measured in the same process as the engine's decoding.
-`--clock cpu` (the default) divides by seconds of the processor per thread, which others change little where `--threads`
-is 1; `--clock wall` by seconds.
-llama.cpp is measured through its library, by llama_speed.cpp, on the same prompts. FOLDER (or LLAMA_CPP) is a build
-of it for this machine with static libraries (`-DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF --target llama`); without it
-its cases are left out.
+One thread is timed by seconds of the processor, which others on the machine change little; more threads by the clock on
+the wall, which waiting for each other belongs to, and which wants a machine (or a real-time priority: `chrt -r 1`) to
+itself. `--clock` chooses one for all.
+llama.cpp is measured through its library, by llama_speed.cpp, on the same prompts. FOLDER (or LLAMA_CPP) is a build of
+it for this machine (`NATIVE=ON BUILD=FOLDER scripts/llama-cpp`); without it its cases are left out.
 """
 
 from __future__ import annotations
@@ -38,15 +38,7 @@ HEADS = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
 THREADS = int(os.environ.get("BENCH_THREADS", "1"))
 CLOCK = os.environ.get("BENCH_CLOCK", "cpu")
 SHORT, LONG, STREAMS, ANSWER, TRIES = 32, 512, 16, 17, 1
-OURS = (
-    "catena-bf16",
-    "catena-int8",
-    "catena-w8a8",
-    "catena-int4",
-    "catena-int4-a8",
-    "catena-bf16-compiled",
-    "catena-int4-compiled",
-)
+OURS = ("catena-bf16", "catena-int8", "catena-w8a8", "catena-int4", "catena-int4-a8")
 THEIRS = ("generate", "padded", "continuous")
 LLAMA = {"llama-bf16": "BF16", "llama-q8_0": "Q8_0", "llama-q4_0": "Q4_0"}
 # llama.cpp rounds the inputs of a layer to 8 bits as well; of ours only w8a8 and int4-a8 do.
@@ -56,8 +48,6 @@ EQUAL_BITS = {
     "catena-w8a8": "llama-q8_0",
     "catena-int4": "llama-q4_0",
     "catena-int4-a8": "llama-q4_0",
-    "catena-bf16-compiled": "llama-bf16",
-    "catena-int4-compiled": "llama-q4_0",
 }
 GOALS = {"decode-1": 1.3, "decode-16": 2.0, "prefill": 4.0}
 
@@ -68,14 +58,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", default=",".join((*OURS, *THEIRS, *LLAMA)))
     parser.add_argument("--llama", type=Path, default=Path(os.environ.get("LLAMA_CPP", "/nowhere")))
-    parser.add_argument("--threads", type=int, default=THREADS)
-    parser.add_argument("--clock", choices=["cpu", "wall"], default=CLOCK)
+    parser.add_argument("--threads", default="1,2", help="numbers of threads, each measured")
+    parser.add_argument("--clock", choices=["auto", "cpu", "wall"], default="auto")
     parser.add_argument("--add", action="store_true", help="add to the results that are there")
     parser.add_argument("--child", default="")
     arguments = parser.parse_args()
-    os.environ |= {"BENCH_THREADS": str(arguments.threads), "BENCH_CLOCK": arguments.clock}
-    os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
-    globals().update(THREADS=arguments.threads, CLOCK=arguments.clock)
     if arguments.child:
         print(json.dumps(child(arguments.child)))
         return
@@ -84,18 +71,28 @@ def main() -> None:
         for case in arguments.cases.split(",")
         if case not in LLAMA or any((arguments.llama / name).exists() for name in ("src/libllama.a", "llama_speed"))
     ]
-    before = json.loads(RESULTS.read_text()) if arguments.add else {"best": {}, "load_average": []}
-    best: dict[str, dict[str, float]] = before["best"]
-    loads = before["load_average"]
+    results: dict[str, Any] = json.loads(RESULTS.read_text())["threads"] if arguments.add else {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.rounds):
-            for case in cases:
-                loads.append(round(os.getloadavg()[0], 1))
-                found = llama(case, arguments.llama, Path(folder)) if case in LLAMA else _in_child(case)
-                print(case, {key: round(value, 3) for key, value in found.items()}, file=sys.stderr, flush=True)
-                for key, value in found.items():
-                    best.setdefault(case, {})[key] = max(value, best.get(case, {}).get(key, 0.0))
-    write(best, loads, arguments.rounds)
+            for threads in arguments.threads.split(","):
+                clock = arguments.clock if arguments.clock != "auto" else "cpu" if threads == "1" else "wall"
+                result = results.setdefault(threads, {"clock": clock, "load_average": [], "best": {}})
+                _round(cases, int(threads), result, arguments.llama, Path(folder))
+    write(results, arguments.rounds)
+
+
+def _round(cases: list[str], threads: int, result: dict[str, Any], llama_folder: Path, folder: Path) -> None:
+    """Measure each case once with so many threads, and keep the best of all tries."""
+    os.environ |= {"BENCH_THREADS": str(threads), "BENCH_CLOCK": result["clock"], "OMP_NUM_THREADS": str(threads)}
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
+    globals().update(THREADS=threads, CLOCK=result["clock"])
+    best: dict[str, dict[str, float]] = result["best"]
+    for case in cases:
+        result["load_average"].append(round(os.getloadavg()[0], 1))
+        found = llama(case, llama_folder, folder) if case in LLAMA else _in_child(case)
+        print(threads, case, {key: round(value, 3) for key, value in found.items()}, file=sys.stderr, flush=True)
+        for key, value in found.items():
+            best.setdefault(case, {})[key] = round(max(value, best.get(case, {}).get(key, 0.0)), 3)
 
 
 def now() -> float:
@@ -200,12 +197,9 @@ def _catena(model: Any, bits: str, extra: str = "") -> tuple[Run, int, int]:
         max_running=STREAMS,
         token_budget=LONG,
         prefix_cache=False,
-        compile_step=extra == "compiled",
         activations="int8" if extra == "a8" else "auto",
     )
     engine = Engine(model, Numbers(), options)
-    if engine.runner.compiled is not None:
-        engine.runner.compiled.wait()
 
     def run(count: int, length: int, new: int) -> float:
         params = SamplingParams(max_tokens=new, ignore_end=True)
@@ -336,31 +330,35 @@ def write_gguf(path: Path, kind: str) -> None:
     writer.close()
 
 
-def write(best: dict[str, dict[str, float]], loads: list[float], rounds: int) -> None:
-    """Print a table and write the JSON, with the ratios to llama.cpp at equal bits."""
+def write(results: dict[str, Any], rounds: int) -> None:
+    """Print a table for each number of threads and write the JSON, with the ratios to the others."""
     import torch
     import transformers
 
     names = ["decode-1", "decode-16", "prefill", "share of bandwidth"]
-    print(f"{'':14}" + "".join(f"{name:>20}" for name in names))
-    for case, found in best.items():
-        print(f"{case:14}" + "".join(f"{found.get(name, float('nan')):20.2f}" for name in names))
-    ratios: dict[str, Any] = {}
-    for ours, theirs in EQUAL_BITS.items():
-        if ours in best and theirs in best:
-            ratios[ours] = {name: round(best[ours][name] / best[theirs][name], 2) for name in GOALS}
-            print(f"{ours} / {theirs}: {ratios[ours]}   wanted {GOALS}")
-    result = {
-        "machine": {"processor": _processor(), "system": platform.platform(), "threads": THREADS, "clock": CLOCK},
+    for threads, result in results.items():
+        best = result["best"]
+        print(f"{threads + ' threads':14}" + "".join(f"{name:>20}" for name in names))
+        for case, found in best.items():
+            print(f"{case:14}" + "".join(f"{found.get(name, float('nan')):20.2f}" for name in names))
+        pairs = {**EQUAL_BITS, **dict.fromkeys(THEIRS, "catena-bf16")}
+        ratios: dict[str, Any] = {}
+        for one, other in pairs.items():
+            if one in best and other in best:
+                top, low = (other, one) if one in THEIRS else (one, other)
+                both = [name for name in GOALS if name in best[top] and name in best[low]]
+                ratios[f"{top} / {low}"] = {name: round(best[top][name] / best[low][name], 2) for name in both}
+                print(f"{top} / {low}: {ratios[f'{top} / {low}']}")
+        result["ratios"] = ratios
+    written = {
+        "machine": {"processor": _processor(), "system": platform.platform(), "cores": os.cpu_count()},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "model": {**SHAPE, **HEADS},
         "rounds": rounds,
-        "load_average": loads,
-        "best": {case: {key: round(value, 3) for key, value in found.items()} for case, found in best.items()},
-        "ratio_to_llama_cpp": ratios,
-        "wanted": GOALS | {"share of bandwidth": 0.85},
+        "threads": results,
+        "wanted of llama.cpp": GOALS | {"share of bandwidth": 0.85},
     }
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    RESULTS.write_text(json.dumps(written, indent=2) + "\n")
 
 
 def _processor() -> str:
