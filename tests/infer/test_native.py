@@ -31,6 +31,7 @@ FAMILIES: dict[str, Any] = {
     "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**{**WIDE, "hidden_size": 128})),
     "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**{**WIDE, "head_dim": 64, "tie_word_embeddings": True})),
     "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**WIDE, sliding_window=WINDOW)),
+    "phi3": lambda: t.Phi3ForCausalLM(t.Phi3Config(**WIDE, sliding_window=WINDOW)),
 }
 
 
@@ -75,7 +76,15 @@ def told(step: NativeStep, first: int, last: int, blocks: list[int]) -> torch.Te
 
 @pytest.mark.parametrize(
     ("family", "scheme"),
-    [*((one, "") for one in FAMILIES), ("llama", "int8"), ("qwen2", "int4"), ("qwen3", "w8a8"), ("mistral", "int4")],
+    [
+        *((one, "") for one in FAMILIES),
+        ("llama", "int8"),
+        ("qwen2", "int4"),
+        ("qwen3", "w8a8"),
+        ("mistral", "int4"),
+        ("phi3", "int8"),
+        ("phi3", "int4"),
+    ],
 )
 def test_it_is_as_near_to_float32_as_the_models_own_forward(family: str, scheme: str) -> None:
     model = build(family, scheme)
@@ -97,7 +106,7 @@ def test_it_is_as_near_to_float32_as_the_models_own_forward(family: str, scheme:
     exact_engine.close()
 
 
-@pytest.mark.parametrize(("family", "scheme"), [("qwen3", ""), ("mistral", "int8"), ("llama", "int4")])
+@pytest.mark.parametrize(("family", "scheme"), [("qwen3", ""), ("mistral", "int8"), ("llama", "int4"), ("phi3", "")])
 def test_a_token_has_the_same_bits_alone_and_in_a_prompt(family: str, scheme: str) -> None:
     engine, step = open_native(build(family, scheme), block_size=24)
     whole = told(step, 0, TOKENS, [0, 1, 2])

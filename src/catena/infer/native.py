@@ -26,7 +26,7 @@ from catena.models.packed import PackedLinear
 
 logger = logging.getLogger(__name__)
 
-FAMILY = ("llama", "mistral", "qwen2", "qwen3")
+FAMILY = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 """Model types of `transformers` that are made of those parts and no others."""
 LARGEST_DIM = 256
 TOLERANCE = 0.1
@@ -116,17 +116,8 @@ class NativeStep:
         return logits, best.tolist()
 
     def _layer(self, layer: Any, at: int, config: Any, cache: PagedCache) -> native.LayerRecord:
-        attention, mlp = layer.self_attn, layer.mlp
-        weights = {
-            "query": attention.q_proj,
-            "key": attention.k_proj,
-            "value": attention.v_proj,
-            "out": attention.o_proj,
-            "gate": mlp.gate_proj,
-            "up": mlp.up_proj,
-            "down": mlp.down_proj,
-        }
-        records = {name: self._weight(one) for name, one in weights.items()}
+        attention = layer.self_attn
+        records = self._records(layer, config)
         for together in (("query", "key", "value"), ("gate", "up")):
             kinds = {(one.kind, one.planes, one.group) for one in (records[name] for name in together)}
             if len(kinds) > 1:
@@ -144,6 +135,23 @@ class NativeStep:
             values=pools[1].data.data_ptr(),
             window=_window(config, attention),
         )
+
+    def _records(self, layer: Any, config: Any) -> dict[str, native.Record]:
+        attention, mlp = layer.self_attn, layer.mlp
+        if config.model_type == "phi3":  # what reads the same rows is one layer there
+            heads = [
+                attention.head_dim * config.num_attention_heads,
+                *2 * [attention.head_dim * config.num_key_value_heads],
+            ]
+            first = native.cut(self._weight(attention.qkv_proj), heads)
+            second = native.cut(self._weight(mlp.gate_up_proj), 2 * [config.intermediate_size])
+        else:
+            first = [self._weight(one) for one in (attention.q_proj, attention.k_proj, attention.v_proj)]
+            second = [self._weight(one) for one in (mlp.gate_proj, mlp.up_proj)]
+        query, key, value = first
+        gate, up = second
+        out, down = self._weight(attention.o_proj), self._weight(mlp.down_proj)
+        return {"query": query, "key": key, "value": value, "out": out, "gate": gate, "up": up, "down": down}
 
     def _weight(self, layer: nn.Module) -> native.Record:
         panels = getattr(layer, "panels", None)
@@ -185,7 +193,7 @@ def _check(config: Any) -> None:
 
 def _window(config: Any, attention: Any) -> int:
     window = getattr(attention, "sliding_window", None)
-    return int(window or (config.sliding_window if config.model_type == "mistral" else 0) or 0)
+    return int(window or (config.sliding_window if config.model_type in ("mistral", "phi3") else 0) or 0)
 
 
 def native_step(model: Any, cache: PagedCache, forward: Any) -> NativeStep | None:

@@ -6,6 +6,7 @@ attention goes through `AttentionInterface` runs without a line of its own; the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from catena.infer.sampler import report
 from catena.infer.scheduler import Chunk
 from catena.models.attention_settings import LOCAL_GLOBAL, LocalGlobal
 from catena.models.native import MANY, wins_at_many
+
+logger = logging.getLogger(__name__)
 
 WORTH_SHARING = 2048
 """Tokens whose keys and values need not be read again where sequences begin alike: from so many on that is worth it."""
@@ -72,7 +75,9 @@ class Runner:
                 return self._forward(ids, positions, _alone(cache, ids.shape[1]), keep)
 
             self.native = native_step(self.model, cache, forward)
-        if compile_step and self.device.type == "cpu" and self.native is None:
+        if compile_step and self.native is not None:
+            logger.info("the step is not compiled: this model has one in C, which leaves nothing to gain")
+        elif compile_step and self.device.type == "cpu":
             self.compiled = CompiledStep(self.model, self.layout, block_size)
 
     def free(self) -> None:

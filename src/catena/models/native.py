@@ -48,6 +48,7 @@ LINE = 64
 BF16, INT8, INT4 = range(3)
 _INPUTS = {BF16: 2, INT8: 4, INT4: 8}
 """Inputs that lie side by side in a panel."""
+_BITS = {BF16: 16, INT8: 8, INT4: 4}
 MOST_GROUP = 512
 """Inputs of int8 that have a scale together."""
 
@@ -174,6 +175,24 @@ class Panels:
             ctypes.byref(self.record), rows.data_ptr(), found.data_ptr(), len(rows), torch.get_num_threads()
         )
         return found.to(inputs.dtype).view(*inputs.shape[:-1], self.outputs)
+
+
+def cut(record: Record, sizes: list[int]) -> list[Record]:
+    """Return parts of a weight that have so many outputs each; raises `ValueError` where one begins inside a panel."""
+    parts, at = [], 0
+    for size in sizes:
+        if at % WIDE:
+            raise ValueError(f"a layer of {size} outputs is joined to others behind {at}")
+        part = Record.from_buffer_copy(record)
+        part.weight += at * record.inputs * _BITS[record.kind] // 8
+        part.outputs = size
+        if record.scale:
+            part.scale += at * (4 if record.kind == INT8 else 2 * record.inputs // record.group)
+        if record.bias:
+            part.bias += 4 * at
+        parts.append(part)
+        at += size
+    return parts
 
 
 def takes(outputs: int, inputs: int, group: int = 0) -> bool:
