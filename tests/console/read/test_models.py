@@ -14,7 +14,7 @@ from tests.console.read.conftest import Written, put_model, put_report
 
 
 def test_models_are_listed_with_tags_and_scores(written: Written) -> None:
-    rows = {row.name: row for row in ModelBook(written.store).list().rows}
+    rows = {row.name: row for row in ModelBook(written.store).find().rows}
     assert set(rows) == {"helper", "helper-small"}
     assert rows["helper"].tags == ("production",)
     assert dict(rows["helper"].scores)["tasks/sums/exact"].value == 0.3
@@ -24,18 +24,18 @@ def test_models_are_listed_with_tags_and_scores(written: Written) -> None:
 
 def test_models_are_found_by_words_tag_and_form(written: Written, tmp_path: Path) -> None:
     book = ModelBook(written.store)
-    assert [row.name for row in book.list(search="SMALL mit").rows] == ["helper-small"]
-    assert [row.name for row in book.list(tag="production").rows] == ["helper"]
-    assert book.list(form="gguf").total == 0
+    assert [row.name for row in book.find(search="SMALL mit").rows] == ["helper-small"]
+    assert [row.name for row in book.find(tag="production").rows] == ["helper"]
+    assert book.find(form="gguf").total == 0
     put_model(written.store, tmp_path / "g", "packed", form="gguf")
-    assert [row.name for row in book.list(form="gguf").rows] == ["packed"], "a change of the index is seen"
-    assert [row.name for row in book.list(sort="name").rows] == ["helper", "helper-small", "packed"]
-    assert book.list(offset=1, limit=1, sort="name").rows[0].name == "helper-small"
+    assert [row.name for row in book.find(form="gguf").rows] == ["packed"], "a change of the index is seen"
+    assert [row.name for row in book.find(sort="name").rows] == ["helper", "helper-small", "packed"]
+    assert book.find(offset=1, limit=1, sort="name").rows[0].name == "helper-small"
 
 
 def test_a_tag_on_an_older_version_says_which(written: Written, tmp_path: Path) -> None:
     put_model(written.store, tmp_path / "next", "helper", license="Apache-2.0")
-    row = next(row for row in ModelBook(written.store).list().rows if row.name == "helper")
+    row = next(row for row in ModelBook(written.store).find().rows if row.name == "helper")
     assert (row.version, row.tags) == (2, ("production@1",))
 
 
@@ -94,5 +94,5 @@ def test_names_that_look_like_html_stay_text(store: Store, tmp_path: Path) -> No
     store.index.add_artifact(model)
     store.index.add_name("odd", model.digest)
     book = ModelBook(store)
-    assert book.list().rows[0].license == "<script>alert(1)</script>"
+    assert book.find().rows[0].license == "<script>alert(1)</script>"
     assert "<script>" not in book.lineage(book.one("odd"))

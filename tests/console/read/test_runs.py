@@ -24,11 +24,11 @@ def test_runs_are_told_by_state_and_found_by_words(store: Store) -> None:
     put_run(store, "2026-bad", "base", status="failed", error="the disk is full", recipe="other")
     book = RunBook(store)
     assert book.counts() == {"done": 3, "failed": 1}
-    assert book.list(limit=2).total == 4
-    assert len(book.list(limit=2).rows) == 2
-    assert [run.group for run in book.list(state="failed").rows] == ["2026-bad"]
-    assert [run.group for run in book.list(search="OTHER pretrain").rows] == ["2026-bad"]
-    assert book.list(search="nothing of the kind").rows == ()
+    assert book.find(limit=2).total == 4
+    assert len(book.find(limit=2).rows) == 2
+    assert [run.group for run in book.find(state="failed").rows] == ["2026-bad"]
+    assert [run.group for run in book.find(search="OTHER pretrain").rows] == ["2026-bad"]
+    assert book.find(search="nothing of the kind").rows == ()
     failed = book.one("2026-bad")
     assert failed.at is not None
     assert (failed.seconds, failed.at.error) == (2.0, "the disk is full")
@@ -36,11 +36,11 @@ def test_runs_are_told_by_state_and_found_by_words(store: Store) -> None:
 
 def test_a_change_is_seen_at_the_next_look(store: Store) -> None:
     book = RunBook(store)
-    assert book.list().total == 0
+    assert book.find().total == 0
     run = put_run(store, "2026-one", "base", status="failed")
-    assert book.list().rows[0].state == "failed"
+    assert book.find().rows[0].state == "failed"
     store.index.put_run(run.model_copy(update={"status": "done"}))
-    assert book.list().rows[0].state == "done"
+    assert book.find().rows[0].state == "done"
 
 
 def test_a_run_whose_process_died_is_interrupted(store: Store) -> None:
@@ -49,7 +49,7 @@ def test_a_run_whose_process_died_is_interrupted(store: Store) -> None:
     assert book.one("2026-dead").state == "interrupted"
     with store.lock(f"step-{run.key[:32]}"):
         assert book.one("2026-dead").state == "running"
-    assert book.list().rows[0].state == "interrupted"
+    assert book.find().rows[0].state == "interrupted"
 
 
 def test_between_two_steps_a_run_runs_as_long_as_its_process_lives(store: Store) -> None:

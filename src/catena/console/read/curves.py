@@ -1,7 +1,7 @@
 """Curves of a run: which metrics its steps have, and the points of one to draw, of one run or of several.
 
-What a killed attempt at the same step wrote belongs to the curve; a step that was taken from the store has the curves of
-the run that made it.
+What a killed attempt at the same step wrote belongs to the curve; a step that was taken from the store has the
+curves of the run that made it.
 """
 
 from __future__ import annotations
@@ -83,12 +83,15 @@ class CurveBook:
         low: float | None = None,
         high: float | None = None,
         most: int = MOST,
+        coarse: int = 0,
     ) -> Drawn:
-        """Return a curve thinned to `most` points between two steps."""
+        """Return a curve thinned to `most` points between two steps, and to `coarse` ones outside of them."""
         steps, values, broken = self.curve(run, step, name)
         span = between(steps, low, high)
         shown = steps[span], values[span]
         x, y = thin(*shown, most)
+        if coarse and len(shown[0]) < len(steps):
+            x, y = _with_rest((x, y), (steps, values), coarse)
         ends = (int(steps[0]), int(steps[-1])) if len(steps) else None
         last = float(values[-1]) if len(values) else None
         return Drawn(x, y, means(*shown), len(shown[0]), tuple(broken), last, ends)
@@ -123,6 +126,14 @@ class CurveBook:
             yield row.run_group, row.step
             if row.id == made:
                 return
+
+
+def _with_rest(part: tuple[Floats, Floats], whole: tuple[Any, Any], coarse: int) -> tuple[Floats, Floats]:
+    """Return the points of a part, and before and after it few of the whole: what a window moves to is there."""
+    x, y = thin(*whole, coarse)
+    first, last = (part[0][0], part[0][-1]) if len(part[0]) else (np.inf, np.inf)
+    before, after = x < first, x > last
+    return np.concatenate([x[before], part[0], x[after]]), np.concatenate([y[before], part[1], y[after]])
 
 
 def _place(name: str) -> int:

@@ -1,6 +1,6 @@
 """Models: one row for each name, found and sorted in memory, and everything that is known of one version.
 
-names, tags, artifacts, reports -> ModelBook.list(...)   read again only where the index has changed
+names, tags, artifacts, reports -> ModelBook.find(...)   read again only where the index has changed
 ModelBook.one(ref)              -> versions, scores, Pareto of its compressed versions, change log, lineage
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -121,7 +121,7 @@ class ModelBook:
         self._stamp: tuple[object, ...] | None = None
         self._rows: tuple[ModelRow, ...] = ()
 
-    def list(
+    def find(
         self,
         *,
         search: str = "",
@@ -130,13 +130,15 @@ class ModelBook:
         sort: str = "changed",
         offset: int = 0,
         limit: int = 50,
+        may_use: Callable[[str], bool] = lambda name: True,
     ) -> Found[ModelRow]:
         """Return models: those with every word of `search`, this tag and form; the last changed first, or as sorted."""
         words = search.lower().split()
         chosen = [
             row
             for row in self.rows()
-            if (not form or row.form == form)
+            if may_use(row.name)
+            and (not form or row.form == form)
             and (not tag or tag in {mark.partition("@")[0] for mark in row.tags})
             and all(word in row.words for word in words)
         ]
@@ -195,7 +197,7 @@ class ModelBook:
         return FRONT.sub("", card(self.store, view.model, view.name), count=1).strip()
 
     def lineage(self, view: ModelView) -> str:
-        """Return the drawing of what the model was made from and what was made of it, as SVG without colours by system."""
+        """Return the drawing of what the model was made from and what was made of it, as SVG in the page's colours."""
         return BY_SYSTEM.sub("", as_svg(trace(self.store, view.model)))
 
     def changes(self, view: ModelView) -> list[Change]:
@@ -288,15 +290,15 @@ def _read(store: Store) -> list[ModelRow]:
             for key, score in record["scores"].items():
                 old = scores.setdefault(record["subject"], {}).get(f"{record['suite']}/{key}")
                 if old is None or old[0] <= str(record.get("created") or ""):
-                    told = str(record.get("created") or ""), Score.model_validate(score)
-                    scores[record["subject"]][f"{record['suite']}/{key}"] = told
+                    newer = str(record.get("created") or ""), Score.model_validate(score)
+                    scores[record["subject"]][f"{record['suite']}/{key}"] = newer
     newest = {row.name: row for row in versions if row.digest in records}
     numbers = {(row.name, row.digest): row.version for row in versions}
     tags: dict[str, list[str]] = {}
     for (name, tag), digest in sorted(store.index.tags().items()):
         if name in newest:
-            old = "" if newest[name].digest == digest else f"@{numbers.get((name, digest), '?')}"
-            tags.setdefault(name, []).append(f"{tag}{old}")
+            at = "" if newest[name].digest == digest else f"@{numbers.get((name, digest), '?')}"
+            tags.setdefault(name, []).append(f"{tag}{at}")
     rows = [
         _row(row, records[row.digest], tuple(tags.get(name, ())), scores.get(row.digest, {}))
         for name, row in newest.items()

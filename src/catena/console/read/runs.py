@@ -1,6 +1,6 @@
 """Runs: every `catena run` with its steps, what it is at now, its settings, and how several differ.
 
-    RunBook(store).list(...)   runs, newest first, filtered and cut into pages
+    RunBook(store).find(...)   runs, newest first, filtered and cut into pages
     RunBook(store).one(group)  one run: its steps as they stand
     differences(runs)          settings in which runs differ
 
@@ -88,6 +88,10 @@ class RunState:
         """How many steps have an output."""
         return sum(step.state in ("done", "cached") for step in self.steps)
 
+    def step(self, name: str) -> StepState:
+        """Return a step by its name; one that has not begun where there is none."""
+        return next((step for step in self.steps if step.step == name), StepState("", name))
+
     @property
     def at(self) -> StepState | None:
         """The step that runs, or that ended the run badly."""
@@ -103,7 +107,7 @@ class RunBook:
         self._lock = threading.Lock()
         self._known: dict[str, tuple[Any, RunState]] = {}
 
-    def list(self, *, search: str = "", state: str = "", offset: int = 0, limit: int = 50) -> Found[RunState]:
+    def find(self, *, search: str = "", state: str = "", offset: int = 0, limit: int = 50) -> Found[RunState]:
         """Return runs, newest first: those with every word of `search` in recipe, id, step or stage, and this state."""
         with self._lock:
             found = self._all()

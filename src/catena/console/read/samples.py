@@ -46,7 +46,10 @@ class Lines:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
-        places, scores, splits, ids = [], [], [], []
+        places: list[tuple[int, int, int]] = []
+        scores: list[float] = []
+        splits: list[str] = []
+        ids: list[str] = []
         for file, path in enumerate(paths):
             with path.open("rb") as stream:
                 at = 0
@@ -204,5 +207,5 @@ class Pairs:
         part = chosen[offset : offset + limit]
         mine, theirs = first.read(self._rows[part, 0]), second.read(self._rows[part, 1])
         kinds = [PAIRINGS[kind] for kind in self._kinds[part].tolist()]
-        pairs = tuple(Pair(*sides, kind) for *sides, kind in zip(mine, theirs, kinds, strict=True))
+        pairs = tuple(Pair(*sides) for sides in zip(mine, theirs, kinds, strict=True))
         return Found(pairs, len(chosen))

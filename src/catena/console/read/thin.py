@@ -1,4 +1,4 @@
-"""What part of a curve is looked at, and its course behind the noise. (`charts.thin` says which of its points are drawn.)"""
+"""What part of a curve is looked at, and its course behind the noise; `charts.thin` chooses the points to draw."""
 
 from __future__ import annotations
 
