@@ -156,7 +156,7 @@ def rows(
     if not total:
         return Hits([], 0)
     with _told(artifact):
-        dataset = _dataset(workspace.store, artifact)
+        dataset = dataset_of(workspace.store, artifact)
         if not search.strip() and not only:
             wanted = np.arange(offset, min(offset + limit, total), dtype=np.int64)
         else:
@@ -169,7 +169,7 @@ def row(workspace: Workspace, ref: str, id: str) -> Mapping[str, Any] | None:
     """Return one sample by its id, or None."""
     artifact = workspace.store.resolve(ref, DatasetVersion)
     with _told(artifact):
-        dataset = _dataset(workspace.store, artifact)
+        dataset = dataset_of(workspace.store, artifact)
         ids = dataset.table(["_id"])["_id"]
         at = compute.index(ids, pa.scalar(id, ids.type)).as_py()
         return None if at < 0 else next(dataset.take(np.array([at])))
@@ -224,7 +224,7 @@ def metadata_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _dataset(store: Store, artifact: DatasetVersion) -> Dataset:
+def dataset_of(store: Store, artifact: DatasetVersion) -> Dataset:
     """Open a dataset to look at some rows: checking every file first, as who reads all of it does, takes seconds."""
     return Dataset(store.datasets / artifact.table, artifact)
 
@@ -254,7 +254,7 @@ def _counted(workspace: Workspace, ref: str, table: Table, column: str) -> Mappi
 @lru_cache(CACHED)
 def _counts(store: Store, digest: str, table: Table, column: str) -> Mapping[str, int]:
     artifact = store.resolve(digest, DatasetVersion)
-    opened = _dataset(store, artifact).open_table(TABLES[table])
+    opened = dataset_of(store, artifact).open_table(TABLES[table])
     counted = compute.value_counts(opened.to_table(columns=[column])[column]).to_pylist()
     found = [(entry["values"] or "", int(entry["counts"])) for entry in counted]
     return dict(sorted(found, key=lambda one: (-one[1], one[0])))
@@ -264,7 +264,7 @@ def _counts(store: Store, digest: str, table: Table, column: str) -> Mapping[str
 def _hits(store: Store, digest: str, table: Table, search: str, only: str) -> Positions:
     """Return where the rows stand that are asked for. Columns are scanned as Arrow, some 100 MB in a second."""
     artifact = store.resolve(digest, DatasetVersion)
-    opened = _dataset(store, artifact).open_table(TABLES[table])
+    opened = dataset_of(store, artifact).open_table(TABLES[table])
     names = set(opened.schema.names)
     limiting = "_reason" if table == "rejects" else "_split"
     columns = [name for name in (*SEARCHED, "messages") if name in names and search] + ([limiting] if only else [])
