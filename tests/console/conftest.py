@@ -147,7 +147,7 @@ def visit(browser: Any, console: str, small: Small) -> Iterator[Visit]:
         role: str = "admin", *, language: str = "en", size: Any = DESK, dark: str = "light", at: str = ""
     ) -> Visitor:
         context = browser.new_context(viewport=size, locale="en-US")
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(90_000)
         opened.append(context)
         url = at or console
         context.add_cookies(

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from catena.console.read.overview import Box, Chain
 
 WIDTH, HEIGHT, GAP_X, GAP_Y, TOP, MARGIN = 204, 50, 58, 14, 30, 2
-NAME, BELOW = 27, 34
+NAME, BELOW = 24, 30
 """Characters that fit into a box: of its name, and of the line below."""
 
 
@@ -28,7 +28,7 @@ def draw(chain: Chain, title: Callable[[str], str], href: Callable[[Box], str]) 
             boxes.append(_box(box, *places[box.id], href(box)))
     lines = [_link(places[one], places[other]) for one, other in chain.links if one in places and other in places]
     return Markup(
-        '<div class="c-scroll" tabindex="0"><svg class="c-chain" viewBox="0 0 {w} {h}" width="{w}" height="{h}">'
+        '<div class="c-scroll" tabindex="0"><svg class="c-chain" viewBox="0 0 {w} {h}" style="max-width:{w}px">'
         "{links}{boxes}</svg></div>"
     ).format(w=width, h=round(height), links=Markup("").join(lines), boxes=Markup("").join(boxes))
 
@@ -44,12 +44,19 @@ def _box(box: Box, x: float, y: float, href: str) -> Markup:
         *(box.kind, x, y, WIDTH, HEIGHT),
         *(box.kind, x + 7, y + 9, HEIGHT - 18),
         *(x + 19, y + (21 if box.below else 30), _cut(_name(box), NAME)),
-        *(x + 19, y + 37, _cut(box.below, BELOW)),
+        *(x + 19, y + 37, _facts(box)),
     )
 
 
 def _name(box: Box) -> str:
     return box.below.partition(":")[0] if box.kind == "report" else box.ref
+
+
+def _facts(box: Box) -> str:
+    """Return the facts without what the column says already."""
+    told = box.below.removeprefix(f"{box.kind}, ")
+    told = told.partition(": ")[2] if box.kind == "report" else told
+    return told if len(told) <= BELOW else told[: BELOW - 1] + "…"
 
 
 def _cut(text: str, most: int) -> str:

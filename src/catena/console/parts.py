@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from markupsafe import Markup, escape
-from nicegui import run, ui
+from nicegui import ui
 
 from catena.console.cells import NOTHING, Tone
 from catena.console.charts import Curve, lines
@@ -197,7 +197,7 @@ async def paged(view: View, heads: Sequence[Column], load: Load, *, search: bool
 
 async def read(work: Callable[..., Any], *arguments: Any) -> Any:
     """Run what waits for a disk or a database in a thread: the event loop draws for everybody."""
-    return await run.io_bound(work, *arguments)
+    return await asyncio.to_thread(work, *arguments)
 
 
 def chart(view: View, curves: Sequence[Curve], **options: Any) -> ui.echart:
