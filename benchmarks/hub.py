@@ -1,6 +1,8 @@
 """The hub beside nginx with the same files: downloads, uploads, small files; memory; lists of many repositories.
 
-    python benchmarks/hub.py [--gib 1] [--rounds 3] [--models 1000]
+    python benchmarks/hub.py [--gib 1] [--rounds 3] [--models 1000] [--huge 3]
+
+A file of several GB goes up and down by the official client, while the hub's memory is watched (`--huge 0`: not).
 
 Both serve from one process to one client (curl) on loopback, in turn, and medians are told. nginx sends with sendfile
 and takes uploads by WebDAV, without looking at the bytes; the hub checks each upload's SHA-256 before it is there.
@@ -15,11 +17,13 @@ import http.client
 import json
 import os
 import platform
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -202,6 +206,65 @@ def transfers(gib: float, rounds: int) -> dict[str, Any]:
     return result
 
 
+def huge(gib: float) -> dict[str, Any]:
+    """Let one file of several GB go up and down by the official client; tell the memory of the hub, at its most."""
+    from huggingface_hub import HfApi, constants
+
+    constants.HF_HUB_DISABLE_XET = True  # as that variable of the environment does
+    size = round(gib * 1024) << 20
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as scratch:
+        folder = Path(scratch)
+        if shutil.disk_usage(folder).free < 4 * size:
+            raise SystemExit(f"{folder} has no room for three copies of {gib:g} GiB")
+        source = folder / "huge.bin"
+        with source.open("wb") as stream:  # a random MiB in every 64: the rest is a hole, and all of it is sent
+            for start in range(0, size, 64 << 20):
+                stream.seek(start)
+                stream.write(os.urandom(1 << 20))
+            stream.truncate(size)
+        init_store(folder / ".catena").close()
+        with hub(folder / ".catena") as (url, process), Watch(process) as watch:
+            api = HfApi(endpoint=url, token=False)
+            api.create_repo("bench/huge")
+            watch.reset()
+            began = time.perf_counter()
+            api.upload_file(path_or_fileobj=source, path_in_repo="huge.bin", repo_id="bench/huge")
+            up, up_peak = time.perf_counter() - began, watch.reset()
+            began = time.perf_counter()
+            found = api.hf_hub_download("bench/huge", "huge.bin", local_dir=folder / "down")
+            down, down_peak = time.perf_counter() - began, watch.reset()
+            same = subprocess.run(["cmp", str(source), found], check=False).returncode == 0
+    told = {"bytes": size, "same": same, "rss_before": watch.before, "rss_peak_up": up_peak, "rss_peak_down": down_peak}
+    return {**told, "up_bytes_per_s": size / up, "down_bytes_per_s": size / down}
+
+
+class Watch(threading.Thread):
+    """Looks at a process's memory twenty times a second."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        super().__init__(daemon=True)
+        self._process, self._peak, self._over = process, 0, threading.Event()
+        self.before = process.memory_info().rss
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        """Look until it is over."""
+        while not self._over.wait(0.05):
+            self._peak = max(self._peak, self._process.memory_info().rss)
+
+    def reset(self) -> int:
+        """Return the most since the last time."""
+        peak, self._peak = max(self._peak, self._process.memory_info().rss), 0
+        return peak
+
+
 def lists(count: int) -> dict[str, Any]:
     """Measure lists and searches over so many models: the first after a change, and the others."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -243,12 +306,21 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--huge", type=float, default=3.0, help="GiB of one file by the official client")
     options = parser.parse_args()
     found = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()},
         "lists": lists(options.models),
         "transfers": transfers(options.gib, options.rounds),
     }
+    if options.huge:
+        found["huge"] = one = huge(options.huge)
+        rss = [one[name] / 1e6 for name in ("rss_before", "rss_peak_up", "rss_peak_down")]
+        print(
+            f"{options.huge:g} GiB by the client: up {one['up_bytes_per_s'] / 1e6:,.0f} MB/s, down "
+            f"{one['down_bytes_per_s'] / 1e6:,.0f}; memory {rss[0]:,.0f} MB, up {rss[1]:,.0f}, down {rss[2]:,.0f}"
+        )
+        assert one["same"]
     for name in ("down", "up", "small"):
         one = found["transfers"][name]
         scale, unit = (1e6, "MB/s") if one["unit"] == "bytes/s" else (1, "files/s")

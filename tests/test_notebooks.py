@@ -53,7 +53,9 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
 def test_a_notebook_runs(path: Path, tmp_path: Path, kernels: Config) -> None:
     book = read(path)
     where = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(book, timeout=600, kernel_name="python3", resources=where, config=kernels).execute()
+    NotebookClient(
+        book, timeout=600, startup_timeout=300, kernel_name="python3", resources=where, config=kernels
+    ).execute()
     said = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in said if output.output_type == "error"]
     printed = "".join(output.text for output in said if output.output_type == "stream" and output.name == "stdout")

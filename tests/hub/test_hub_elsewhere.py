@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 from huggingface_hub import CommitOperationAdd, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from sqlalchemy import create_engine, text
 
 from catena.cli.main import run
@@ -38,15 +38,16 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
 def workspace(tmp_path: Path, postgres_url: str, bucket: ObjectServer) -> Path:
     """A workspace with a model and a dataset in it, and nothing of the model on this disk."""
     engine = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    name = f"hub{uuid.uuid4().hex[:10]}"
     with engine.connect() as connection:
-        connection.execute(text("CREATE DATABASE hub"))
+        connection.execute(text(f"CREATE DATABASE {name}"))
     engine.dispose()
-    index = postgres_url.removesuffix("/postgres") + "/hub"
+    index = postgres_url.removesuffix("/postgres") + f"/{name}"
     store = init_store(tmp_path / ".catena", index_url=index, files_url=f"s3://{BUCKET}/objects")
     put_model(store, train_tokenizer(["what does the function do " * 20], 300))
     put_dataset(store)
     store.close()
-    assert not (tmp_path / ".catena" / "objects").exists()
+    assert not list((tmp_path / ".catena" / "objects").glob("*"))
     return tmp_path / ".catena"
 
 
@@ -55,7 +56,7 @@ def test_pushed_pulled_killed_and_away(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     large = bytes(range(256)) * (1 << 13)  # by Git LFS; the rest inside the commit
-    options = ("--set", "hub.inline_bytes=1000000")
+    options = ("--set", "hub.inline_bytes=1048576")
     with running(workspace, *options) as server:
         api = server.api()
         folder = Path(snapshot_download("team/tiny", endpoint=server.url, token=False, local_dir=tmp_path / "tiny"))
@@ -82,10 +83,11 @@ def test_pushed_pulled_killed_and_away(
 
         bucket.die()  # what is in S3 cannot be read or written; what is in the index still can
         assert {model.id for model in api.list_models()} == {"team/tiny", "team/pushed"}
-        new = [CommitOperationAdd("new.bin", hashlib.sha256(b"new").digest() * 100_000)]
-        with pytest.raises(HfHubHTTPError) as refused:
-            api.create_commit("team/pushed", new, commit_message="lost")
-        assert refused.value.response.status_code == 503
+        wanted = {"operation": "upload", "objects": [{"oid": "ab" * 32, "size": 3}]}
+        with httpx.Client(trust_env=False) as client:
+            refused = client.post(f"{server.url}/team/pushed.git/info/lfs/objects/batch", json=wanted)
+        assert refused.status_code == 503
+        assert "store of files" in refused.json()["error"]
         assert "new.bin" not in api.list_repo_files("team/pushed")
 
 

@@ -109,3 +109,17 @@ def test_random_traffic_always_ends_and_leaks_no_block() -> None:
                 break
         assert len(finished) == count
         assert machine.pool.free == machine.pool.total
+
+
+def test_a_prompt_that_is_only_read_goes_through_one_step_where_it_can() -> None:
+    machine = scheduler(budget=32)
+    for name in ("a", "b", "c"):
+        machine.add(make(name, 20, answer=0, score=True))
+    machine.add(make("long", 40, answer=0, score=True))
+    assert names(machine.schedule()) == [("a", 0, 20)]
+    machine = scheduler(budget=32)
+    machine.add(make("stream", 4))
+    run(machine, machine.schedule())
+    machine.add(make("d", 32, answer=0, score=True))
+    seen = machine.schedule()
+    assert names(seen) == [("stream", 4, 1), ("d", 0, 31)], "beside one who streams it would wait for ever"

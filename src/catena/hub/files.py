@@ -19,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from catena.core.digest import CHUNK, sha256_of_file
-from catena.core.errors import DataError, IntegrityError
+from catena.core.errors import DataError, EnvironmentProblem, IntegrityError
 from catena.core.types import File
 
 
@@ -56,6 +56,10 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
         temporary.unlink(missing_ok=True)
 
 
+CLIENTS = frozenset({"aiohttp", "aiobotocore", "botocore", "s3fs", "gcsfs", "adlfs", "azure", "google"})
+"""Packages whose errors say that a store on another machine cannot be used."""
+
+
 class FileStore:
     """Files by digest, below `url` (a folder, or s3://bucket/prefix with the fsspec package for it)."""
 
@@ -63,6 +67,14 @@ class FileStore:
         # A listing that is remembered would hide what another process has stored or deleted since.
         self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self.local = isinstance(self.fs, LocalFileSystem)
+
+    def away(self, error: BaseException) -> EnvironmentProblem | None:
+        """Translate what the client of a store on another machine raises where that cannot be used, or return None."""
+        if self.local or type(error).__module__.partition(".")[0] not in CLIENTS:
+            return None
+        return EnvironmentProblem(
+            f"the store of files cannot be used: {type(error).__name__}", hint="Nothing was changed; try again."
+        )
 
     def _path(self, sha256: str) -> str:
         return f"{self.root}/{sha256[:2]}/{sha256}"

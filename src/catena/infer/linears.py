@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from catena.infer.heap import keep_freed
 from catena.models import native
 from catena.models.checkpoint import read_config
 from catena.models.measure import fastest
@@ -126,6 +127,7 @@ def prepare_(model: nn.Module, *, short: bool = False) -> list[str]:
     prepack_(model, parameter.dtype)
     if parameter.device.type != "cpu":
         return []
+    keep_freed()
     found = [(name, layer) for name, layer in model.named_modules() if _is_bfloat16(layer)]
     changed: list[str] = []
     for name, layer in found:

@@ -71,6 +71,11 @@ class Sequence:
         return self.score or self.params.prompt_logprobs is not None
 
     @property
+    def only_read(self) -> bool:
+        """Whether nothing is generated: the log-probabilities of the prompt are all that is wanted."""
+        return self.wants_prompt and self.limit == self.prompt_length
+
+    @property
     def turn(self) -> tuple[int, int]:
         """Sorts those who wait: higher priority first, then first come."""
         return (-self.priority, self.arrival)
@@ -167,6 +172,9 @@ class Scheduler:
             self._reuse(sequence)
             chunk = self._chunk(sequence, budget, score_budget)
             # The whole prompt must fit, not only this chunk: two half-admitted ones could wait for each other's blocks.
+            if self._waits(chunk, chunks):
+                self._restart(sequence)
+                break
             if not chunk.count or not self.pool.grow(sequence.blocks, len(sequence.tokens)):
                 self._restart(sequence)
                 break
@@ -205,6 +213,18 @@ class Scheduler:
             usable = usable[: sequence.params.prompt_logprobs_from - 1]
         sequence.names += names_of(usable, size, sequence.names, sequence.adapter.encode())
         sequence.computed = size * self.pool.match(sequence.blocks, sequence.names[: len(usable) // size])
+
+    def _waits(self, chunk: Chunk, others: list[Chunk]) -> bool:
+        """Tell whether a prompt that is only read had better wait for the next step, to go through it in one piece.
+
+        Cut in two, its second half would read the first one's keys and values again, under a mask. It waits for others
+        that are only read, and for nobody who streams: these would take a place in every step.
+        """
+        sequence = chunk.sequence
+        rest = len(sequence.tokens) - sequence.computed
+        whole = rest <= min(self.token_budget, self.score_budget)
+        read = all(one.sequence.only_read for one in others)
+        return bool(others) and sequence.only_read and whole and chunk.count < rest and read
 
     def _restart(self, sequence: Sequence) -> None:
         """Take back all that a sequence has in the pool."""

@@ -50,6 +50,7 @@ def running(workspace: Path, *options: str) -> Iterator[Server]:
             line = process.stdout.readline()
             assert line, (workspace.parent / "hub.log").read_text()
             text += line
+        assert '"error"' not in text, text
         yield Server(process, json.loads(text)["url"])
     finally:
         process.terminate()

@@ -106,7 +106,8 @@ class Hub:
         except CatenaError as error:
             answer = answer_to(error)
         except Exception as error:  # noqa: BLE001  the boundary: it is logged, and the client learns no more than 500
-            answer = answer_to(environment_problem(error, self.store.root) or error)
+            known = environment_problem(error, self.store.root) or self.store.files.away(error)
+            answer = answer_to(known or error)
         await answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp:
