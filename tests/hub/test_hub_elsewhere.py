@@ -19,7 +19,7 @@ from catena.models.tokenizer import train_tokenizer
 from tests.data.s3_server import BUCKET, ObjectServer, object_server
 from tests.serve.hub.conftest import put_dataset, put_model, running
 
-pytest.importorskip("s3fs")
+s3fs = pytest.importorskip("s3fs")
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 
 
@@ -31,6 +31,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
+        s3fs.S3FileSystem.clear_instance_cache()  # it remembers the server of the test before
         yield server
 
 
@@ -44,9 +45,11 @@ def workspace(tmp_path: Path, postgres_url: str, bucket: ObjectServer) -> Path:
     engine.dispose()
     index = postgres_url.removesuffix("/postgres") + f"/{name}"
     store = init_store(tmp_path / ".catena", index_url=index, files_url=f"s3://{BUCKET}/objects")
-    put_model(store, train_tokenizer(["what does the function do " * 20], 300))
-    put_dataset(store)
-    store.close()
+    try:
+        put_model(store, train_tokenizer(["what does the function do " * 20], 300))
+        put_dataset(store)
+    finally:
+        store.close()
     assert not list((tmp_path / ".catena" / "objects").glob("*"))
     return tmp_path / ".catena"
 
