@@ -79,9 +79,8 @@ def _bound(text: str, name: str, wrong: type[WrittenError]) -> None:
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         scalars += isinstance(event, yaml.ScalarEvent)
         if scalars > 2 * MAX_VALUES:  # a key and its value are two
-            raise wrong(
-                f"{name}:{event.start_mark.line + 1}: more than {MAX_VALUES:,} values", hint=f"{TOO_MANY} {NOTHING_RAN}"
-            )
+            line = event.start_mark.line + 1 if event.start_mark else 0
+            raise wrong(f"{name}:{line}: more than {MAX_VALUES:,} values", hint=f"{TOO_MANY} {NOTHING_RAN}")
 
 
 def _build(node: yaml.Node, path: Path_, lines: dict[Path_, int], about: tuple[str, type[WrittenError]]) -> Any:
