@@ -16,10 +16,11 @@ from weakref import WeakKeyDictionary
 from catena.console.read.metrics import History, Point, counts
 from catena.core.errors import CatenaError
 from catena.sdk import ApiError, AsyncCatena, Release, ReleaseAct
+from catena.sdk.calls import Call
 from catena.workspace import Workspace
 
 EVERY_S = 2.0
-RELEASES_S, QUIET_S = 4.0, 16.0
+RELEASES_S, QUIET_S = 4.0, 30.0
 """How often releases are asked for, with one under way and without: the gateway's audit keeps each question."""
 Client = Callable[[], AsyncCatena]
 
@@ -102,13 +103,15 @@ class Watch:
         if at - self._asked_releases < (RELEASES_S if self._releases[0] else QUIET_S):
             return
         try:
-            under_way, acts = await asyncio.gather(catena.releases(), catena.release_acts())
+            told = await catena.send(Call(dict, "GET", "/admin/releases"))  # both by one question
         except ApiError as error:
             if error.status != 404:
                 raise
             self._has_releases = False  # one server, without replicas
             return
-        self._releases, self._asked_releases = (tuple(under_way), tuple(reversed(acts))), at
+        under_way = tuple(Release.model_validate(one) for one in told["releases"])
+        acts = tuple(ReleaseAct.model_validate(one) for one in reversed(told["changes"]))
+        self._releases, self._asked_releases = (under_way, acts), at
 
 
 async def _replicas(catena: AsyncCatena) -> tuple[bool, Mapping[str, Any]]:
