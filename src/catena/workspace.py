@@ -47,12 +47,12 @@ def open(path: str | Path | None = None, *, create: bool = True) -> Workspace:
     return open_with(settings, create=create)
 
 
-def open_with(settings: Settings, *, create: bool) -> Workspace:
-    """Open the workspace that settings name; see `open`."""
+def open_with(settings: Settings, *, create: bool, without_index: bool = False) -> Workspace:
+    """Open the workspace that settings name; see `open`, and `open_store` for `without_index`."""
     settings.backends.export(os.environ)
     root = settings.workspace
     if root is not None and (root / "workspace.json").exists():
-        return Workspace(open_store(root))
+        return Workspace(open_store(root, without_index=without_index))
     if not create:
         raise NotFound("there is no workspace here", hint="Make one with: catena init")
     made = init_store(root or Path.cwd() / FOLDER, index_url=settings.index, files_url=settings.files)

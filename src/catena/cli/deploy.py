@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from catena.serve.config import ServeConfig
     from catena.serve.gateway.app import Gateway
     from catena.serve.gateway.config import DeployConfig, ModelConfig
+    from catena.serve.gateway.standing import Standing
 
 
 def up(
@@ -83,7 +84,7 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
     from catena.serve.server import listen, serve, url_of
 
     with ExitStack() as stack:
-        store, middleware = _opened(session, config, stack)
+        store, standing, middleware = _opened(session, config, stack)
         root = store.root if store else None
         if store is not None:
             remember(store.root, _places(config, store))
@@ -102,7 +103,7 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
                 session.out.line(f"{', '.join(names)} at {url}  (Ctrl-C ends)")
 
         def command(name: str, model: ModelConfig) -> Sequence[str]:
-            return model.script or serve_command(name, model, store)
+            return model.script or serve_command(name, model, store, standing)
 
         for name, model in config.models.items():
             if model.owned:
@@ -116,6 +117,7 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
             middleware=middleware,
             tags=Tags(store) if store else None,
             sealer=sealer_of(store, config.govern) if store else None,
+            standing=standing,
         )
         app, running = _with_console(gateway, config, listener, root)
         beside = with_grpc(session, gateway, (config.host, grpc), config.http, running)
@@ -146,25 +148,28 @@ def _with_console(
     return made, made.running(gateway.running())
 
 
-def _opened(session: Session, config: DeployConfig, stack: ExitStack) -> tuple[Store | None, Sequence[Middleware]]:
-    """Open the workspace for as long as `stack`; returns its store, and what governs.
+def _opened(
+    session: Session, config: DeployConfig, stack: ExitStack
+) -> tuple[Store | None, Standing | None, Sequence[Middleware]]:
+    """Open the workspace for as long as `stack`; returns its store, how its index stands, and what governs.
 
-    Only a deployment that needs nothing of it goes without a workspace.
+    Only a deployment that needs nothing of it goes without a workspace. Its database may be away.
     """
-    from catena.core.types import ModelVersion
+    from catena.serve.gateway.standing import Standing
     from catena.serve.governed import governed
 
     govern, models = config.govern, [*config.models.values(), *config.candidates.values()]
     try:
-        store = stack.enter_context(session.open()).store
+        store = stack.enter_context(session.open(without_index=True)).store
     except NotFound:
         if any(model.model for model in models) or govern.auth.on or govern.audit.on or govern.moderation.on:
             raise
-        return None, ()
+        return None, None, ()
+    standing = Standing(store, store.root / config.state)
     for model in models:
         for ref in filter(None, (model.model, *model.adapters.values())):
-            store.resolve(ref, ModelVersion)
-    return store, stack.enter_context(governed(store, govern, config.http))
+            standing.digest_of(ref)
+    return store, standing, stack.enter_context(governed(store, govern, config.http))
 
 
 def with_grpc(
@@ -208,21 +213,24 @@ def _queue_of(config: DeployConfig, store: Store | None) -> DeployConfig:
     return config.model_copy(update={"jobs": config.jobs.model_copy(update={"store": url})})
 
 
-def serve_command(name: str, model: ModelConfig, store: Store | None) -> Sequence[str]:
+def serve_command(
+    name: str, model: ModelConfig, store: Store | None, standing: Standing | None = None
+) -> Sequence[str]:
     """Return how a replica of a stored model is started; keys and audit are the gateway's.
 
     The model is named by its digest: a tag that moves must not make replicas differ.
     """
-    from catena.core.types import ModelVersion
+    from catena.serve.gateway.standing import Standing
 
     assert store is not None
-    digest = store.resolve(model.model, ModelVersion).digest
+    digest_of = (standing or Standing(store, store.root / "gateway")).digest_of
+    digest = digest_of(model.model)
     words = ["catena", "serve", digest, "--as", name, "--host", "127.0.0.1", "--port", "0", "--json"]
     words += ["--workspace", str(store.root)]
     for part in ("auth", "audit", "moderation"):
         words += ["--set", f"govern.{part}.on=false"]
     for adapter, ref in model.adapters.items():
-        words += ["--adapter", f"{adapter}={store.resolve(ref, ModelVersion).digest}"]
+        words += ["--adapter", f"{adapter}={digest_of(ref)}"]
     for option, value in model.engine.items():
         words += ["--engine", f"{option}={json.dumps(value)}"]
     return words

@@ -34,11 +34,14 @@ class Session:
         return load_settings(workspace=self.workspace, environment=os.environ, assignments=assignments)
 
     @contextmanager
-    def open(self, *, create: bool = False) -> Iterator[Workspace]:
-        """Open the workspace; with `create` one is made where there is none. Raises `NotFound` otherwise."""
+    def open(self, *, create: bool = False, without_index: bool = False) -> Iterator[Workspace]:
+        """Open the workspace; with `create` one is made where there is none. Raises `NotFound` otherwise.
+
+        With `without_index` also while its database is away, for who can go on with what is known.
+        """
         from catena.workspace import open_with
 
-        with open_with(self.settings(), create=create) as workspace:
+        with open_with(self.settings(), create=create, without_index=without_index) as workspace:
             yield workspace
 
     @contextmanager

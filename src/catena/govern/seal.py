@@ -55,19 +55,20 @@ class Sealer:
         self._places, self._subjects = Places(root, config).make(), subjects
         self._vault = Vault(self._places.subjects, partial(sealing_keys, root))
         self._turn = threading.Lock()
+        self._generation = str(self._places.subjects / GENERATION)
         self._ciphers: dict[bytes, Any] = {}
         self._keys: dict[str, tuple[bytes, Any]] = {}
         self._seen = self.generation()
         self._mark = bytes.fromhex(self._vault.tag("mark of this vault"))[:MARK_BYTES]
         self._invalid = require("cryptography.exceptions").InvalidTag
 
-    def generation(self) -> tuple[int, int]:
+    def generation(self) -> tuple[int, ...]:
         """Return what differs after each erasure."""
         try:
-            told = os.stat(self._places.subjects / GENERATION)  # noqa: PTH116  it is asked at every value
+            told = os.stat(self._generation)  # noqa: PTH116  it is asked at every value
         except FileNotFoundError:
-            return 0, 0
-        return told.st_ino, told.st_mtime_ns
+            return ()
+        return told.st_ino, told.st_mtime_ns, told.st_ctime_ns
 
     def secret(self, purpose: str) -> bytes:
         """Return 32 bytes that only this workspace knows, the same each time, for one purpose."""

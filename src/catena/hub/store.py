@@ -25,7 +25,16 @@ from typing import Any, TypeVar, overload
 
 from sqlalchemy import URL
 
-from catena.core.errors import DataError, NotFound, UsageError, WorkspaceTooNew, did_you_mean, environment_problem
+from catena.core.errors import (
+    CatenaError,
+    DataError,
+    EnvironmentProblem,
+    NotFound,
+    UsageError,
+    WorkspaceTooNew,
+    did_you_mean,
+    environment_problem,
+)
 from catena.core.types import Artifact, ArtifactBase, DatasetVersion, ModelForm, ModelVersion, Report, Score, Shape
 from catena.hub.datasets import Dataset, DatasetWriter
 from catena.hub.deny import DenyList, deny_key
@@ -53,6 +62,8 @@ class Store:
         self.files = FileStore(files_url)
         self.datasets = root / "datasets"
         self._verified: set[str] = set()
+        self.away: CatenaError | None = None
+        """Why the index could not be asked, for who opened it all the same."""
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -246,6 +257,11 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def check(self) -> None:
+        """Ask the index whether it is there and up to date, and bring it there; raises what keeps it from it."""
+        _bring_up_to_date(self)
+        self.away = None
+
     def close(self) -> None:
         """Give the database's connections back."""
         self.index.engine.dispose()
@@ -269,13 +285,14 @@ def init_store(root: Path, *, index_url: str = "", files_url: str = "") -> Store
     return open_store(root)
 
 
-def open_store(root: Path) -> Store:
+def open_store(root: Path, *, without_index: bool = False) -> Store:
     """Open a workspace folder; an older index is brought up to date.
 
-    Raises `NotFound` where there is none and `WorkspaceTooNew` for one of a later format.
+    With `without_index` also while a database on another machine cannot be asked: `away` says so, and `check` asks it
+    again. Raises `NotFound` where there is none and `WorkspaceTooNew` for one of a later format.
     """
     settings = workspace_settings(root)
-    return _open(root, settings.get("index") or "", settings.get("files") or "")
+    return _open(root, settings.get("index") or "", settings.get("files") or "", without_index=without_index)
 
 
 def workspace_settings(root: Path) -> dict[str, Any]:
@@ -296,11 +313,16 @@ def workspace_settings(root: Path) -> dict[str, Any]:
     return settings
 
 
-def _open(root: Path, index_url: str, files_url: str) -> Store:
+def _open(root: Path, index_url: str, files_url: str, *, without_index: bool = False) -> Store:
     sqlite = URL.create("sqlite", database=str(root / "catena.db"))  # a path may hold what a URL's text cannot
     store = Store(root, index_url or sqlite, files_url or str(root / "objects"))
     try:
-        _bring_up_to_date(store)
+        store.check()
+    except EnvironmentProblem as error:
+        if not without_index or store.index.engine.dialect.name == "sqlite":
+            store.close()
+            raise
+        store.away = error
     except BaseException:
         store.close()
         raise

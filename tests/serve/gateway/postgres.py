@@ -41,7 +41,9 @@ class PostgresServer:
         )
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it answers; nothing happens to one that runs."""
+        if self._process is not None:
+            return
         place = ["-h", "127.0.0.1", "-p", str(self._port)]
         server = [str(self._programs / "postgres"), "-D", str(self._folder / "data"), *place, "-k", str(self._folder)]
         with (self._folder / "log").open("ab") as log:

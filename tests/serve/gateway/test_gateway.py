@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
+import gc
 import json
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from .conftest import Running, Start, eventually, mock
+from catena.core.config import parse
+from catena.serve.gateway.app import Gateway
+from catena.serve.gateway.config import DeployConfig
+
+from .conftest import REPLICA, Running, Start, commands, eventually, mock
 
 
 def say(stream: str) -> str:
@@ -226,3 +233,21 @@ def test_prompts_with_one_beginning_go_to_one_replica(start: Start) -> None:
     for number in range(12):
         assert running.chat("a long beginning " * 40 + str(number)).status_code == 200
     assert sorted(len(one["seen"]) - 1 for one in running.replicas()) == [0, 0, 12]
+
+
+def test_a_gateway_that_ends_before_its_model_is_ready_leaves_nothing_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = {"script": [REPLICA, "--start-s", "30"], "replicas": {"min": 1}}
+
+    async def begin_and_end() -> None:
+        gateway = Gateway(
+            parse(DeployConfig, {"models": {"m": slow, "n": slow}}), state=tmp_path / "state", commands=commands
+        )
+        async with gateway.running():
+            await asyncio.sleep(0.1)
+            assert not gateway.pools["m"].ready()
+
+    asyncio.run(begin_and_end())
+    gc.collect()  # what nobody asked for its outcome says so when it goes
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []

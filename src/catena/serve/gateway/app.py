@@ -17,7 +17,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -42,7 +42,7 @@ from catena.serve.gateway.call import Call
 from catena.serve.gateway.config import DeployConfig, ModelConfig
 from catena.serve.gateway.exchange import open_session
 from catena.serve.gateway.limits import Limits
-from catena.serve.gateway.meters import Counter, Meters
+from catena.serve.gateway.meters import Meters
 from catena.serve.gateway.opinions import Opinions
 from catena.serve.gateway.pages import Pages
 from catena.serve.gateway.pool import Pool
@@ -50,6 +50,7 @@ from catena.serve.gateway.questions import open_questions
 from catena.serve.gateway.relay import Relay
 from catena.serve.gateway.scaling import Load, Scaler
 from catena.serve.gateway.semantic import Semantic
+from catena.serve.gateway.standing import Standing
 from catena.serve.gateway.traces import Traces
 from catena.serve.hosts import LoopbackHosts
 from catena.serve.jobs.service import Jobs
@@ -83,8 +84,9 @@ class Gateway:
         middleware: Sequence[Middleware] = (),
         tags: Tags | None = None,
         sealer: Sealer | None = None,
+        standing: Standing | None = None,
     ) -> None:
-        self.config, self.state, self._commands = config, state, commands
+        self.config, self.state, self._commands, self.standing = config, state, commands, standing
         self._on_ready, self._on_problem = on_ready, on_problem
         self.problem: CatenaError | None = None
         """Why the gateway gave up: a model whose replicas do not start."""
@@ -144,6 +146,7 @@ class Gateway:
             if self.jobs is not None:
                 self.jobs.begin()
             self._tasks += [asyncio.create_task(self._until_ready()), asyncio.create_task(self.releases.watch())]
+            self._tasks += [asyncio.create_task(self.standing.watch())] if self.standing is not None else []
             yield
         finally:
             self.draining = True
@@ -187,18 +190,27 @@ class Gateway:
 
     async def _until_ready(self) -> None:
         waiting = asyncio.gather(*(pool.until_ready(min(1, pool.config.replicas.min)) for pool in self.pools.values()))
-        while not waiting.done():
-            await asyncio.wait({waiting}, timeout=0.2)
-            for pool in self.pools.values():
-                for slot in pool.slots.values():
-                    if pool.config.owned and slot.restarts >= FIRST_STARTS and not pool.ready():
-                        waiting.cancel()
-                        self.problem = EnvironmentProblem(f"{pool.name} does not start", hint=slot.problem)
-                        if self._on_problem is not None:
-                            self._on_problem()
-                        return
+        try:
+            while not waiting.done():
+                await asyncio.wait({waiting}, timeout=0.2)
+                if not waiting.done() and (problem := self._does_not_start()) is not None:
+                    self.problem = problem
+                    if self._on_problem is not None:
+                        self._on_problem()
+                    return
+        finally:  # a gateway may end before that; what was waited for ends with it, and is told to nobody
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
         if self._on_ready is not None:
             self._on_ready()
+
+    def _does_not_start(self) -> CatenaError | None:
+        """Return the problem of a model none of whose replicas starts; without the index they may yet."""
+        for pool in () if self._away() else self.pools.values():
+            for slot in pool.slots.values():
+                if pool.config.owned and slot.restarts >= FIRST_STARTS and not pool.ready():
+                    return EnvironmentProblem(f"{pool.name} does not start", hint=slot.problem)
+        return None
 
     # -- what the relay asks -----------------------------------------------------------------------------------------
 
@@ -321,10 +333,15 @@ class Gateway:
             ]
             for name, pool in self.pools.items()
         }
-        return JSONResponse({"ready": good, "replicas": replicas}, 200 if good else 503)
+        away = {"away": {"index": self._away()}} if self._away() else {}
+        return JSONResponse({"ready": good, **away, "replicas": replicas}, 200 if good else 503)
+
+    def _away(self) -> str:
+        return self.standing.problem if self.standing is not None else ""
 
     async def _metrics(self, request: Request) -> Response:
-        families = [*self.meters.families(), *_gauges(self.pools), *await asyncio.to_thread(self._opinions.families)]
+        families = [*self.meters.families(), *meters.gauges(self.pools)]
+        families += await asyncio.to_thread(self._opinions.families)
         if self.config.telemetry.gpus:
             families += await gpus.gpu_families()
         text = meters.render(families) + await self._replica_metrics()
@@ -347,28 +364,6 @@ class Gateway:
                 return await response.text() if response.status == 200 else ""
         except (aiohttp.ClientError, TimeoutError, UnicodeDecodeError):
             return ""
-
-
-def _gauges(pools: Mapping[str, Pool]) -> list[Counter]:
-    """Return what is so at the moment."""
-    replicas = Counter("catena_gateway_replicas", "Replicas by phase.", ("model", "phase"), "gauge")
-    running = Counter("catena_gateway_running", "Requests that replicas have.", ("model",), "gauge")
-    waiting = Counter("catena_gateway_waiting", "Requests that wait for a replica.", ("model",), "gauge")
-    restarts = Counter("catena_gateway_replica_ends_total", "Replicas that ended by themselves.", ("model",))
-    poison = Counter("catena_gateway_poison_total", "Requests that ended two replicas.", ("model",))
-    prefix = Counter("catena_gateway_prefix_hits_total", "Requests whose beginning a replica knew.", ("model",))
-    states = Counter("catena_gateway_breaker_open", "1 where a replica is left alone.", ("model", "replica"), "gauge")
-    for name, pool in pools.items():
-        for phase in ("starting", "ready", "waiting", "draining"):
-            replicas.put(name, phase, to=sum(slot.phase == phase for slot in pool.slots.values()))
-        running.put(name, to=pool.running)
-        waiting.put(name, to=pool.waiting)
-        restarts.put(name, to=pool.deaths)
-        poison.put(name, to=pool.poison.convictions)
-        prefix.put(name, to=pool.router.hits)
-        for backend in pool.ready():
-            states.put(name, backend.id, to=float(backend.breaker.state != "closed"))
-    return [replicas, running, waiting, restarts, poison, prefix, states]
 
 
 async def _look_up(pool: Pool, target: str) -> None:

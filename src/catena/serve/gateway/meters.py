@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal
 
 from catena.serve.metrics import CONTENT_TYPE as CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from catena.serve.gateway.pool import Pool
 
 Labels = tuple[tuple[str, str], ...]
 Sample = tuple[str, Labels, float]
@@ -131,3 +134,25 @@ class Meters:
     def families(self) -> list[Counter | Histogram]:
         """Return all of them."""
         return [value for value in vars(self).values() if isinstance(value, Counter | Histogram)]
+
+
+def gauges(pools: Mapping[str, Pool]) -> list[Counter]:
+    """Return what is so at the moment."""
+    replicas = Counter("catena_gateway_replicas", "Replicas by phase.", ("model", "phase"), "gauge")
+    running = Counter("catena_gateway_running", "Requests that replicas have.", ("model",), "gauge")
+    waiting = Counter("catena_gateway_waiting", "Requests that wait for a replica.", ("model",), "gauge")
+    restarts = Counter("catena_gateway_replica_ends_total", "Replicas that ended by themselves.", ("model",))
+    poison = Counter("catena_gateway_poison_total", "Requests that ended two replicas.", ("model",))
+    prefix = Counter("catena_gateway_prefix_hits_total", "Requests whose beginning a replica knew.", ("model",))
+    states = Counter("catena_gateway_breaker_open", "1 where a replica is left alone.", ("model", "replica"), "gauge")
+    for name, pool in pools.items():
+        for phase in ("starting", "ready", "waiting", "draining"):
+            replicas.put(name, phase, to=sum(slot.phase == phase for slot in pool.slots.values()))
+        running.put(name, to=pool.running)
+        waiting.put(name, to=pool.waiting)
+        restarts.put(name, to=pool.deaths)
+        poison.put(name, to=pool.poison.convictions)
+        prefix.put(name, to=pool.router.hits)
+        for backend in pool.ready():
+            states.put(name, backend.id, to=float(backend.breaker.state != "closed"))
+    return [replicas, running, waiting, restarts, poison, prefix, states]

@@ -94,19 +94,20 @@ class Releases:
         if not self._alone.held():
             logger.warning("another gateway has this state folder: releases are its business")
             return
-        for name, kept in self._kept["moving"].items():
-            if self._tags is not None and self._tags.went(Move(**kept["move"])):
-                self.log.add("promote", name, ITSELF, reason="the tag had been moved when the gateway ended", **kept)
-                self._kept["active"].pop(name, None)
-        self._kept["moving"] = {}
-        for name, kept in list(self._kept["active"].items()):
-            if name in self._gateway.pools and kept.get("old") is not None:
+        tags, moving, reason = self._tags, self._kept["moving"], "the tag had been moved when the gateway ended"
+        went = {one: tags.went(Move(**kept["move"])) if tags else False for one, kept in moving.items()}
+        for name in [one for one, so in went.items() if so]:
+            self.log.add("promote", name, ITSELF, reason=reason, **moving[name])
+            self._kept["active"].pop(name, None)
+        unknown = self._kept["moving"] = {one: moving[one] for one in went if went[one] is None}  # for the next start
+        for name in [one for one in self._kept["active"] if one in self._gateway.pools and one not in unknown]:
+            kept = self._kept["active"][name]
+            if kept.get("old") is not None:
                 self._bake_on(name, kept)
-                self.log.add("resume", name, ITSELF, release=kept["id"], step=kept["step"])
-            elif name in self._gateway.pools:
+            else:
                 config = parse(ReleaseConfig, kept["release"], where=str(self._file))
                 self._begin(name, kept["candidate"], kept["id"], config, kept["step"])
-                self.log.add("resume", name, ITSELF, release=kept["id"], step=kept["step"])
+            self.log.add("resume", name, ITSELF, release=kept["id"], step=kept["step"])
 
     # -- acts ----------------------------------------------------------------------------------------------------------
 

@@ -3,15 +3,18 @@ workspace's store, so that everybody who asks for `helper@production` gets what 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from sqlalchemy import func, insert, select
 
-from catena.core.errors import UsageError
+from catena.core.errors import EnvironmentProblem, UsageError
 from catena.core.types import ModelVersion
 from catena.hub.index import now
 from catena.hub.schema import tag_moves
 from catena.hub.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,13 @@ class Tags:
             return False
         return True
 
-    def went(self, move: Move) -> bool:
-        """Tell whether a move was made."""
-        return self._store.index.tags(move.name).get((move.name, move.tag)) == move.after
+    def went(self, move: Move) -> bool | None:
+        """Tell whether a move was made; None while the index cannot be asked."""
+        try:
+            return self._store.index.tags(move.name).get((move.name, move.tag)) == move.after
+        except EnvironmentProblem as error:
+            logger.warning("whether %s was promoted cannot be told without the index: %s", move.name, error)
+            return None
 
     def _put(self, move: Move, to: str, before: str, by: str) -> None:
         """Move the tag if it stands where it should, in one transaction: two who try cannot both succeed."""
