@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 NUMBERS = re.compile(r"(<!-- numbers: .*? -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 PEERS = re.compile(r"(<!-- peers: .*? -->\n).*?(<!-- end of peers -->)", re.DOTALL)
+LARGER = re.compile(r"(<!-- compression, larger: .*? -->\n).*?(<!-- end of compression, larger -->)", re.DOTALL)
 SMALLER = re.compile(r"(<!-- compression: .*? -->\n).*?(<!-- end of compression -->)", re.DOTALL)
 PAGES = {"docs/compression.md": "README.md", "docs/compression.zh.md": "README.zh.md"}
 """Pages with the whole table of compression, and whose words they take."""
@@ -152,6 +153,21 @@ def smaller(words: dict[str, Any], chosen: tuple[str, ...] = ()) -> str:
     return "\n".join(rows) + "\n"
 
 
+def larger(words: dict[str, Any]) -> str:
+    """Return the Markdown table of the compressed versions of the larger model, where one was measured."""
+    result = load("compression").get("larger")
+    if result is None:
+        return ""
+    whole, size, perplexity, _ = words["smaller"]
+    before = result["before"]["perplexity"]
+    rows = [f"| | {size} | {perplexity} |", "|---|---|---|", f"| {whole} | 100% | {before:.1f} |"]
+    for name, found in result["versions"].items():
+        share = result["against_its_baseline"][name]["size_ratio"]
+        change = found["perplexity"] / before - 1
+        rows.append(f"| {name} | {share:.1%} | {found['perplexity']:.1f} ({change:+.2%}) |")
+    return "\n".join(rows) + "\n"
+
+
 def load(name: str) -> dict[str, Any]:
     """Return the JSON of one benchmark."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
@@ -177,6 +193,8 @@ def main() -> int:
     for name, words_of in PAGES.items():
         text, whole = (ROOT / name).read_text(), smaller(WORDS[words_of])
         fresh = SMALLER.sub(lambda match, text=whole: match[1] + text + match[2], text)
+        second = larger(WORDS[words_of])
+        fresh = LARGER.sub(lambda match, text=second: match[1] + text + match[2], fresh)
         if fresh != text:
             stale.append(name)
             if "--check" not in sys.argv:
