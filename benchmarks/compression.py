@@ -217,7 +217,7 @@ def of_the_larger(ws: c.Workspace, folder: Path, text: list[Path], tokens: int) 
         ws.run(recipe, overrides=[f"text.paths=[{paths}]", f"model.tokens={tokens}"])
     if not stored(ws, "wiki/model"):
         return {}
-    return {"larger": {"tokens": tokens, **measure(ws, "wiki/model", "wiki/corpus")}}
+    return {"larger": {"tokens": tokens, **measure(ws, "wiki/model", "wiki/corpus", parts=False)}}
 
 
 def main() -> int:

@@ -1,11 +1,11 @@
 """Random traffic against the engine, 10,000 requests: what came of them, and whether anything was left behind.
 
-    python benchmarks/soak.py [--requests 10000]
+    python benchmarks/soak.py [--requests 10000] [--kind ngram ...]
 
 Cancels, listeners that fail, overlong prompts, missed deadlines and bursts over the queue's length, from six threads,
 on a tiny model with a cache too small for all. Every answer is compared with that of `generate`. Three times: with
 guesses by look-up, with guesses by a copy of the model, and in bfloat16 by the step in C (compared there with what each
-request gets alone).
+request gets alone). What is measured of some of them only leaves the results of the others as they are.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ def main() -> None:
     """Run, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--kind", action="append", choices=KINDS)
     arguments = parser.parse_args()
     logging.getLogger("catena.infer.engine").setLevel(logging.CRITICAL)
-    results = {}
-    for kind in KINDS:
+    results: dict[str, dict[str, Any]] = json.loads(RESULT.read_text()) if arguments.kind else {}
+    for kind in arguments.kind or KINDS:
         began = time.monotonic()
         tally = soak(arguments.requests, kind=kind)
         results[kind] = told(tally, arguments.requests, time.monotonic() - began)
