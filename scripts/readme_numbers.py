@@ -21,6 +21,7 @@ LARGER = re.compile(r"(<!-- compression, larger: .*? -->\n).*?(<!-- end of compr
 SMALLER = re.compile(r"(<!-- compression: .*? -->\n).*?(<!-- end of compression -->)", re.DOTALL)
 PAGES = {"docs/compression.md": "README.md", "docs/compression.zh.md": "README.zh.md"}
 """Pages with the whole table of compression, and whose words they take."""
+ENGINE = ("decode-1", "decode-16", "prefill")
 SHORT = ("int8", "rtn-4", "awq-4", "gptq-4")
 """Versions that the READMEs show."""
 WORDS: dict[str, dict[str, Any]] = {
@@ -35,6 +36,16 @@ WORDS: dict[str, dict[str, Any]] = {
             "a copy in Parquet",
             "training, {case}, real tokens per processor second",
             ("all weights", "LoRA", "packed conversations of real lengths"),
+        ),
+        "engine": (
+            "0.5B model, {bits}, {threads} threads, tokens/s: one sequence; 16 at once; prompt of 512",
+            {
+                "catena-bf16": "bfloat16",
+                "catena-w8a8": "8 bits, inputs too",
+                "catena-int8": "8 bits, inputs of 16",
+                "catena-int4-a8": "4 bits, inputs of 8",
+            },
+            "continuous batching of transformers",
         ),
         "smaller": ("as trained", "size", "perplexity", "exact answers (held out; unseen words)"),
         "held": "exact answers, phrasings held out",
@@ -58,6 +69,16 @@ WORDS: dict[str, dict[str, Any]] = {
             "Parquet 副本",
             "训练（{case}），每处理器秒的有效词元数",
             ("全部权重", "LoRA", "按真实长度打包的对话"),
+        ),
+        "engine": (
+            "0.5B 模型，{bits}，{threads} 线程，每秒词元：单序列；16 序列并发；512 词元提示",
+            {
+                "catena-bf16": "bfloat16",
+                "catena-w8a8": "8 位，输入也是 8 位",
+                "catena-int8": "8 位，输入 16 位",
+                "catena-int4-a8": "4 位，输入 8 位",
+            },
+            "transformers 的连续批处理",
         ),
         "smaller": ("训练所得", "大小", "困惑度", "逐字答对（未见问法；未见词）"),
         "held": "未见过的问法，逐字答对",
@@ -129,7 +150,29 @@ def peers(words: dict[str, Any]) -> str:
         rows.append(
             f"| {name} | {sides[0]:,.0f} | {sides[1]:,.0f} (transformers Trainer) | {sides[0] / sides[1]:.2f} |"
         )
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows + engine(words)) + "\n"
+
+
+def engine(words: dict[str, Any]) -> list[str]:
+    """Return rows of the engine beside llama.cpp at equal bits, and beside transformers."""
+    name, told, continuous = words["engine"]
+    pairs = [
+        ("catena-bf16", "llama-bf16", "llama.cpp BF16"),
+        ("catena-w8a8", "llama-q8_0", "llama.cpp Q8_0"),
+        ("catena-int8", "llama-q8_0", "llama.cpp Q8_0"),
+        ("catena-int4-a8", "llama-q4_0", "llama.cpp Q4_0"),
+        ("catena-bf16", "continuous", continuous),
+    ]
+    threads, result = max(load("engine")["threads"].items())
+    rows = []
+    for ours, theirs, peer in pairs:
+        sides = [[result["best"][side][what] for what in ENGINE] for side in (ours, theirs)]
+        cells = ["; ".join(f"{value:,.0f}" for value in side) for side in sides]
+        ratios = "; ".join(f"{mine / other:.2f}" for mine, other in zip(*sides, strict=True))
+        rows.append(
+            f"| {name.format(bits=told[ours], threads=threads)} | {cells[0]} | {cells[1]} ({peer}) | {ratios} |"
+        )
+    return rows
 
 
 def smaller(words: dict[str, Any], chosen: tuple[str, ...] = ()) -> str:
