@@ -135,3 +135,33 @@ def test_a_compiler_that_fails_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_
 @wanted
 def test_which_is_faster_at_many_rows_is_measured() -> None:
     assert native.wins_at_many() in (True, False)
+
+
+@wanted
+def test_weights_lie_one_behind_the_other_and_go_back_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = native._Arena()
+    monkeypatch.setattr(native, "_arena", arena)
+    weight = torch.ones(64, 96, dtype=torch.bfloat16)
+    first, second = native.Panels(native.BF16, weight), native.Panels(native.BF16, weight)
+    assert second.weight.data_ptr() - first.weight.data_ptr() == weight.nbytes
+    large = native.Panels(native.INT8, torch.zeros(32, native.CHUNK // 32 + 32, dtype=torch.int8), torch.ones(32, 1))
+    assert large.weight.data_ptr() % native.PAGE == 0
+    del first, second
+    assert arena._chunk() is not None
+    del large
+    assert arena._chunk() is None
+
+
+@wanted
+def test_a_weight_is_cut_between_panels_only() -> None:
+    packed, _ = panels("int4")
+    packed.bias = torch.randn(OUTPUTS)
+    packed.record.bias = packed.bias.data_ptr()
+    inputs = torch.randn(3, INPUTS)
+    whole, found = packed.product(inputs), []
+    for part in native.cut(packed.record, [32, OUTPUTS - 32]):
+        packed.record, packed.outputs = part, part.outputs
+        found.append(packed.product(inputs))
+    assert torch.equal(torch.cat(found, dim=1), whole)
+    with pytest.raises(ValueError, match="joined"):
+        native.cut(part, [16, 32])
