@@ -45,7 +45,8 @@ WORDS: dict[str, dict[str, Any]] = {
                 "catena-int8": "8 bits, inputs of 16",
                 "catena-int4-a8": "4 bits, inputs of 8",
             },
-            "continuous batching of transformers",
+            "0.5B model, bfloat16, {threads} threads, 16 answers at once, tokens/s",
+            ("continuous batching of transformers", "padded `generate` of transformers"),
         ),
         "smaller": ("as trained", "size", "perplexity", "exact answers (held out; unseen words)"),
         "held": "exact answers, phrasings held out",
@@ -78,7 +79,8 @@ WORDS: dict[str, dict[str, Any]] = {
                 "catena-int8": "8 位，输入 16 位",
                 "catena-int4-a8": "4 位，输入 8 位",
             },
-            "transformers 的连续批处理",
+            "0.5B 模型，bfloat16，{threads} 线程，16 条并发，每秒词元",
+            ("transformers 的连续批处理", "transformers 补齐后的 `generate`"),
         ),
         "smaller": ("训练所得", "大小", "困惑度", "逐字答对（未见问法；未见词）"),
         "held": "未见过的问法，逐字答对",
@@ -155,23 +157,25 @@ def peers(words: dict[str, Any]) -> str:
 
 def engine(words: dict[str, Any]) -> list[str]:
     """Return rows of the engine beside llama.cpp at equal bits, and beside transformers."""
-    name, told, continuous = words["engine"]
+    name, told, at_once, others = words["engine"]
     pairs = [
         ("catena-bf16", "llama-bf16", "llama.cpp BF16"),
         ("catena-w8a8", "llama-q8_0", "llama.cpp Q8_0"),
         ("catena-int8", "llama-q8_0", "llama.cpp Q8_0"),
         ("catena-int4-a8", "llama-q4_0", "llama.cpp Q4_0"),
-        ("catena-bf16", "continuous", continuous),
     ]
     threads, result = max(load("engine")["threads"].items())
+    best = result["best"]
     rows = []
     for ours, theirs, peer in pairs:
-        sides = [[result["best"][side][what] for what in ENGINE] for side in (ours, theirs)]
+        sides = [[best[side][one] for one in ENGINE] for side in (ours, theirs)]
         cells = ["; ".join(f"{value:,.0f}" for value in side) for side in sides]
         ratios = "; ".join(f"{mine / other:.2f}" for mine, other in zip(*sides, strict=True))
-        rows.append(
-            f"| {name.format(bits=told[ours], threads=threads)} | {cells[0]} | {cells[1]} ({peer}) | {ratios} |"
-        )
+        what = name.format(bits=told[ours], threads=threads)
+        rows.append(f"| {what} | {cells[0]} | {cells[1]} ({peer}) | {ratios} |")
+    for theirs, peer in zip(("continuous", "padded"), others, strict=True):
+        mine, other = best["catena-bf16"]["decode-16"], best[theirs]["decode-16"]
+        rows.append(f"| {at_once.format(threads=threads)} | {mine:,.0f} | {other:,.0f} ({peer}) | {mine / other:.1f} |")
     return rows
 
 
