@@ -19,6 +19,8 @@ class EngineConfig(Config):
     """Most submitted requests in the queue; the next is refused at once."""
     token_budget: int = Field(default=2048, ge=1)
     """Most tokens in one step; longer prompts are cut into chunks."""
+    device: str = "auto"
+    """Where to compute: `cpu`, `cuda`, `cuda:1`; `auto` is the first GPU, else the processor."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What a model folder is computed with. `auto`: float32; bfloat16 for weights that are stored so, where a short
     measurement finds this machine fast at it. Kernels for int8 and int4 weights need bfloat16."""

@@ -25,6 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from catena.core.errors import DataError
+from catena.infer.flat import NOTHING, Flat
 from catena.models.attention_settings import LocalGlobal
 
 ATTENTION = "catena_paged"
@@ -41,6 +42,10 @@ class Layout:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rounded: bool = False
     """Kept as int8, with a float32 scale for each token and head."""
+    capped: bool = False
+    """Whether scores are bent in some layer."""
+    sinks: bool = False
+    """Whether attention may go to nothing in some layer."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -141,6 +146,8 @@ class Batch:
     decodes: tuple[Decode, ...]
     local: LocalGlobal | None = None
     """Window and memory of a model that attends by `local_global`, in all layers."""
+    flat: Flat = NOTHING
+    """What of it needs no call of its own (on a GPU); the rest is in `prefills` and `decodes`."""
 
 
 class Step:
@@ -187,6 +194,8 @@ def attend(
             raise DataError("its layers have more than causal attention to themselves")
         paged.keys[layer], paged.values[layer] = (key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])
         paged.dtype, paged.device = key.dtype, key.device
+        paged.capped |= softcap is not None
+        paged.sinks |= s_aux is not None
         return _sdpa(query, key, value, scaling, causal=True).transpose(1, 2), None
 
     return _attention(paged, layer, (query, key, value), Form.of(paged, scaling, sliding_window, softcap, s_aux)), None
@@ -196,8 +205,13 @@ def _attention(batch: Batch, layer: int, row: tuple[Tensor, Tensor, Tensor], for
     query, key, value = row
     batch.cache.write(layer, batch.slots, key, value)
     call = _Call(batch.cache, layer, form)
+    pools = batch.cache.keys[layer].data, batch.cache.values[layer].data
     pieces = [_prefill(call, part, query, key, value) for part in batch.prefills]
+    if batch.flat.prefills is not None:
+        pieces.append(batch.flat.prefills.attend(row, pools, form))
     pieces += [_decode(call, part, query) for part in batch.decodes]
+    if batch.flat.singles is not None:
+        pieces.append(batch.flat.singles.attend(query, pools, form))
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).unsqueeze(0)
 
 

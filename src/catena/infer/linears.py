@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from catena.core.errors import UsageError
 from catena.infer.heap import keep_freed
 from catena.models import native
 from catena.models.checkpoint import read_config
@@ -104,15 +105,32 @@ def _shape(inputs: Tensor, number: int, outputs: int) -> Tensor:
 torch.library.register_fake("catena::blocked_linear", _shape, lib=LIBRARY)
 
 
-def dtype_for(folder: Path, precision: str) -> torch.dtype:
-    """Return the number format to load a model folder with; `auto` measures, where weights are stored as bfloat16."""
+def device_for(asked: str) -> str:
+    """Return where to compute; `auto` is the first GPU, else the processor. Raises `UsageError` for one that is not."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {asked!r}", hint="Say cpu, cuda or cuda:1.") from error
+    count = torch.cuda.device_count()
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
+        raise UsageError(f"there is no device {asked!r} here; there are {count} GPUs", hint="Say device: auto.")
+    return asked
+
+
+def dtype_for(folder: Path, precision: str, device: str = "cpu") -> torch.dtype:
+    """Return the number format to load a model folder with.
+
+    `auto`: float32, but bfloat16 for weights that are stored so where it is fast: on a GPU, or as measured here.
+    """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     settings = read_config(folder)
     stored = settings.get("dtype") or settings.get("torch_dtype")
     if stored != "bfloat16" or settings.get("quantization_config"):
         return torch.float32
-    return fastest()[0]
+    return fastest()[0] if device == "cpu" else torch.bfloat16
 
 
 def prepare_(model: nn.Module, *, short: bool = False) -> list[str]:

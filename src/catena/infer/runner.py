@@ -17,6 +17,8 @@ from torch import Tensor
 from catena.core.errors import DataError
 from catena.core.generate import TokenLogprob
 from catena.infer.compiled import CompiledStep
+from catena.infer.flat import NOTHING, Kinds, flatten, kinds_of
+from catena.infer.graphs import GraphStep
 from catena.infer.kv import ATTENTION, Batch, Decode, Layout, PagedCache, Prefill
 from catena.infer.lora import AdapterBank
 from catena.infer.native import NativeStep, native_step
@@ -65,10 +67,20 @@ class Runner:
         self.cache: PagedCache | None = None
         self.compiled: CompiledStep | None = None
         self.native: NativeStep | None = None
+        self.graphs: GraphStep | None = None
+        self.kinds = Kinds()
+        """What goes the flat way."""
 
-    def allocate(self, blocks: int, block_size: int, *, compile_step: bool = False) -> None:
-        """Make the pools; with `compile_step`, begin to compile the decode step in the background."""
-        self.cache = cache = PagedCache(self.layout, blocks, block_size)
+    def allocate(self, blocks: int, block_size: int, *, longest: int = 0, compile_step: bool = False) -> None:
+        """Make the pools; `longest` is the most blocks of one sequence, 0 for any number.
+
+        With `compile_step`, begin to compile the decode step in the background.
+        """
+        self.kinds = kinds_of(self.layout, local=self.local is not None)
+        # One more, which belongs to nobody, for the rows of a recorded step that no sequence has.
+        self.cache = cache = PagedCache(self.layout, blocks + self.kinds.decodes, block_size)
+        if self.kinds.decodes:
+            self.graphs = GraphStep(self._forward, cache, longest or blocks, spare=blocks)
         if self.local is None:
 
             def forward(ids: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
@@ -82,7 +94,7 @@ class Runner:
 
     def free(self) -> None:
         """Give the pools back."""
-        self.cache = self.native = None
+        self.cache = self.native = self.graphs = None
 
     def drop(self, sequence_id: str) -> None:
         """Nothing is kept by sequence here: blocks are the scheduler's."""
@@ -101,6 +113,10 @@ class Runner:
     @torch.inference_mode()
     def _run(self, row: Many[Chunk], tokens: tuple[list[int], ...], keep: list[int], cache: PagedCache) -> Tensor:
         """Return the logits of the tokens in `keep`, by the model's own forward."""
+        if self.graphs is not None and self._plain(row) and self.graphs.takes(len(row)):
+            logits = self.graphs(row)
+            if logits is not None:
+                return logits[self._tensor(keep)]
         ids, positions, slots = self._tensor([tokens[0]]), self._tensor([tokens[1]]), self._tensor(tokens[2])
         batch = self._batch(row, slots, cache)
         if self.compiled is not None and self._plain(row) and self.compiled.ready(len(row)):
@@ -147,13 +163,16 @@ class Runner:
     def _batch(self, row: Many[Chunk], slots: Tensor, cache: PagedCache) -> Batch:
         prefills: list[Prefill] = []
         size, start = cache.block_size, 0
+        singles = sum(map(is_decode, row))
+        flat = flatten(row, singles, size, self.kinds, self.device) if self.kinds != Kinds() else NOTHING
         for chunk in row:
             end = start + chunk.stop - chunk.start
-            if not is_decode(chunk):
+            if not is_decode(chunk) and flat.prefills is None:
                 used = chunk.sequence.blocks[: -(-chunk.stop // size)]
                 prefills.append(Prefill(start, end, chunk.start, self._tensor([used])))
             start = end
-        return Batch(cache, slots, tuple(prefills), tuple(self._groups(row, start, size)), self.local)
+        groups = self._groups(row, start, size) if flat.singles is None else []
+        return Batch(cache, slots, tuple(prefills), tuple(groups), self.local, flat)
 
     def _groups(self, row: Many[Chunk], tokens: int, size: int) -> list[Decode]:
         """Cut the decoding end of the row where the number of blocks passes a power of two."""
