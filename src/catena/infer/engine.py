@@ -29,7 +29,7 @@ from catena.infer.blocks import BlockPool
 from catena.infer.capacity import EngineConfig, blocks_and_context, context_of, end_tokens
 from catena.infer.codec import ModelCodec
 from catena.infer.embed import EmbedsTexts
-from catena.infer.linears import device_for, dtype_for, prepare_
+from catena.infer.linears import form_for, prepare_
 from catena.infer.prompt import Prompter
 from catena.infer.runner import Output
 from catena.infer.sampler import INVALID, Choice, choose
@@ -55,8 +55,7 @@ class Engine(EmbedsTexts):
         text_config = model.config.get_text_config()
         rows = model.get_input_embeddings().weight.shape[0]
         blocks, context = blocks_and_context(config, context_of(text_config), self.runner.layout.bytes_per_token)
-        longest = -(-context // config.block_size)
-        self.runner.allocate(blocks, config.block_size, longest=longest, compile_step=config.compile_step)
+        self.runner.allocate(blocks, config.block_size, context=context, compile_step=config.compile_step)
         self.scheduler = Scheduler(
             BlockPool(blocks, config.block_size),
             max_running=config.max_running,
@@ -396,7 +395,6 @@ def open_engine(folder: Path, **options: Any) -> Engine:
     from catena.models.checkpoint import load
 
     config = parse(EngineConfig, options, where="engine")
-    device = device_for(config.device)
-    dtype = dtype_for(folder, config.precision, device)
-    draft = load(Path(config.draft_model), dtype, device)[0] if config.draft_model else None
-    return Engine(*load(folder, dtype, device), config, draft)
+    form = form_for(folder, config.precision, config.device)
+    draft = load(Path(config.draft_model), *form)[0] if config.draft_model else None
+    return Engine(*load(folder, *form), config, draft)

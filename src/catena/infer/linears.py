@@ -133,6 +133,12 @@ def dtype_for(folder: Path, precision: str, device: str = "cpu") -> torch.dtype:
     return fastest()[0] if device == "cpu" else torch.bfloat16
 
 
+def form_for(folder: Path, precision: str, device: str) -> tuple[torch.dtype, str]:
+    """Return number format and device to load a model folder with; see `device_for`, `dtype_for`."""
+    device = device_for(device)
+    return dtype_for(folder, precision, device), device
+
+
 def prepare_(model: nn.Module, *, short: bool = False) -> list[str]:
     """Lay out, in place, the layers of a model that is read from here on; returns the names of those that changed.
 

@@ -71,8 +71,8 @@ class Runner:
         self.kinds = Kinds()
         """What goes the flat way."""
 
-    def allocate(self, blocks: int, block_size: int, *, longest: int = 0, compile_step: bool = False) -> None:
-        """Make the pools; `longest` is the most blocks of one sequence, 0 for any number.
+    def allocate(self, blocks: int, block_size: int, *, context: int = 0, compile_step: bool = False) -> None:
+        """Make the pools; a sequence has at most `context` tokens, 0 for as many as there is room for.
 
         With `compile_step`, begin to compile the decode step in the background.
         """
@@ -80,7 +80,7 @@ class Runner:
         # One more, which belongs to nobody, for the rows of a recorded step that no sequence has.
         self.cache = cache = PagedCache(self.layout, blocks + self.kinds.decodes, block_size)
         if self.kinds.decodes:
-            self.graphs = GraphStep(self._forward, cache, longest or blocks, spare=blocks)
+            self.graphs = GraphStep(self._forward, cache, -(-context // block_size) or blocks, spare=blocks)
         if self.local is None:
 
             def forward(ids: Tensor, positions: Tensor, keep: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class UnpagedRunner:
         self.batched = self._holds(self._in_a_batch)
         self.resumes = self._holds(partial(self._in_pieces, TRIAL[1]))
 
-    def allocate(self, blocks: int, block_size: int, *, longest: int = 0, compile_step: bool = False) -> None:
+    def allocate(self, blocks: int, block_size: int, *, context: int = 0, compile_step: bool = False) -> None:
         """Nothing to make: blocks only count here, so that the memory of all caches together stays bounded."""
 
     def free(self) -> None:
