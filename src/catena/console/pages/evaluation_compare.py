@@ -65,9 +65,8 @@ def _gain(view: View, gain: Gain) -> list[object]:
     )
     judged = ""
     if gain.p_value is not None:
-        judged = cells.badge(
-            view.say(f"evaluation.{'certain' if gain.certain else 'uncertain'}"), "good" if gain.certain else "plain"
-        )
+        word = view.say("evaluation.certain") if gain.certain else view.say("evaluation.uncertain")
+        judged = cells.badge(word, "good" if gain.certain else "plain")
     p_value = "" if gain.p_value is None else "< 0.001" if gain.p_value < 0.001 else f"{gain.p_value:.3f}"
     return [gain.name, value_of(gain.first), value_of(gain.second), value, ends, p_value, judged]
 
