@@ -22,6 +22,8 @@ from catena.core.types import DatasetVersion, ModelVersion
 REFRESH_S = 2.0
 TABS = ("curves", "steps", "log", "recipe")
 LOG_LINES = 400
+SLOW_BYTES = 12_000_000
+"""From so many unread bytes of events on, the page does not wait for the curves: a tenth of a second and more."""
 Refresh = Callable[[RunState], Awaitable[None]]
 
 
@@ -44,8 +46,7 @@ async def run(view: View) -> None:
     await head(found)
     tab = view.query.get("tab", "")
     if tab not in TABS:
-        has_curves = await parts.read(book.curves.metrics, found)
-        tab = "curves" if has_curves else "steps"
+        tab = "curves" if any(step.stage.startswith("train.") for step in found.steps) else "steps"
     parts.tabs(view, [(name, view.say(f"runs.tab_{name}")) for name in TABS], tab, "runs", group)
     drawn = {"curves": _curves, "steps": _steps, "log": _log, "recipe": _recipe}[tab]
     refresh = await drawn(view, book, found)
@@ -124,11 +125,17 @@ def _progress(view: View, found: RunState, told: dict[str, dict[str, Any]]) -> M
 
 
 async def _curves(view: View, book: Books, found: RunState) -> Refresh:
-    metrics = await parts.read(book.curves.metrics, found)
+    if await parts.read(book.curves.unread, found) > SLOW_BYTES:
+        with parts.card() as waiting:
+            parts.empty(view.say("runs.reading"))
+        await ui.context.client.connected()  # the page is there; the curves come to it
+        metrics = await parts.read(book.curves.metrics, found)
+        waiting.delete()
+    else:
+        metrics = await parts.read(book.curves.metrics, found)
     if not metrics:
         with parts.card():
             parts.empty(view.say("runs.no_curves"))
-
     made = []
     for step, names in metrics.items():
         with parts.card() as box:

@@ -100,6 +100,10 @@ class CurveBook:
         """Return the last progress of each step of a run."""
         return self._follow(run.group).progress()
 
+    def unread(self, run: RunState) -> int:
+        """Return how many bytes of a run's events were never read: a gigabyte takes seconds."""
+        return self._book.shelf.unread(self._book.folder(run.group) / SOURCE)
+
     def follow(self, group: str) -> Followed:
         """Return the events of a run, read up to their end."""
         return self._follow(group)

@@ -124,6 +124,11 @@ class Followed:
         self._lock = threading.Lock()
         self._read = _Read()
 
+    @property
+    def offset(self) -> int:
+        """How many bytes were read."""
+        return self._read.offset
+
     def update(self) -> bool:
         """Read what is new; returns whether there was anything."""
         with self._lock:
@@ -302,6 +307,16 @@ class Shelf:
                 self._files.popitem(last=False)
         found.update()
         return found
+
+    def unread(self, path: Path) -> int:
+        """Return how many bytes of a file were never read."""
+        with self._lock:
+            found = self._files.get(path)
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return 0
+        return size if found is None else max(size - found.offset, 0)
 
 
 def first_event(path: Path) -> dict[str, Any]:
