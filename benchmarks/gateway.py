@@ -42,6 +42,7 @@ PROXY = Path(__file__).parent / "peers" / "plain_proxy.py"
 STREAM_WORDS = 200
 RATES = (100, 500, 800)
 CONNECTIONS = 32
+GOAL = {"rps_32": 1000, "added_p50_ms": 2, "added_p99_ms": 25}
 WARM_UP = 8
 START_S = 120
 
@@ -199,6 +200,19 @@ def summed(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float
     return medians
 
 
+def goal(row: dict[str, float]) -> dict[str, Any]:
+    """Return what was wanted of the governed gateway, and what reaches it: rate, and added time by way of asking."""
+    ways = [key.removeprefix("added_p50_") for key in row if key.startswith("added_p50_")]
+    reached = {
+        way: {
+            "p50": row[f"added_p50_{way}"] <= GOAL["added_p50_ms"],
+            "p99": row[f"added_p99_{way}"] <= GOAL["added_p99_ms"],
+        }
+        for way in ways
+    }
+    return {**GOAL, "reached": {"rps_32": row["rps_32"] >= GOAL["rps_32"], **reached}}
+
+
 def main() -> None:
     """Measure, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -214,13 +228,15 @@ def main() -> None:
                 row = measure(target, options.seconds, round_)
                 rows.setdefault(name, []).append(row)
                 print(f"{round_} {name:14}", *(f"{key} {value:.2f}" for key, value in row.items()), flush=True)
+    medians = summed(rows)
     result = {
+        "goal": goal(medians["governed"]),
         "cores": os.cpu_count(),
         "load_average_5min": os.getloadavg()[1],
         "scheduling": "real time" if os.sched_getscheduler(0) in (os.SCHED_RR, os.SCHED_FIFO) else "usual",
         "rounds": options.rounds,
         "litellm": _version(options.litellm),
-        "rows": summed(rows),
+        "rows": medians,
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

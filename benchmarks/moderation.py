@@ -1,13 +1,14 @@
 """Moderation: how often ordinary text is found, how much of what is bad, in two languages, in many ways, how fast.
 
-    python benchmarks/moderation.py --data FOLDER [--output benchmarks/results/moderation.json]
+    python benchmarks/moderation.py --data FOLDER [--output benchmarks/results/moderation.json] [--only evasions]
 
 FOLDER holds cold-{train,dev,test}.csv (COLD), gsm8k-{train,test}.jsonl, clinc150.json, wikitext2-{valid,test}.txt and
 crosswoz-{val,test}.json.zip. The filter is trained by recipes/moderation.yaml on COLD's training split and the training
 (or validation) splits of the ordinary sets; everything is measured on the test splits, which nothing has seen. One text
 is one sample: a question, an answer, a query, a paragraph, an utterance. A false positive is an ordinary text of which
 words or the classifier find anything; intervals are Clopper and Pearson's, 95 %, two-sided. Masked personal data is
-told beside it. `evasions`: every entry of the lists in a sentence, written in each of the ways below.
+told beside it. `evasions`: every entry of the lists in a sentence, written in each of the ways of evasion_ways.py,
+which needs `pip install pypinyin`; `--only evasions` measures these alone and leaves the rest of the output as it was.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from evasion_ways import WAYS
 
 import catena as c
 from catena.core.types import ModelVersion
@@ -116,46 +119,23 @@ def false_positives(moderator: Moderator, sets: dict[str, list[str]]) -> tuple[d
     return told, examples
 
 
-WAYS: dict[str, dict[str, Callable[[str], str]]] = {
-    "en": {
-        "as it is": str,
-        "capitals": str.upper,
-        "full width": lambda word: "".join(chr(ord(one) + 0xFEE0) if "!" <= one <= "~" else one for one in word),
-        "Cyrillic letters": lambda word: word.translate(str.maketrans("aceopxy", "асеорху")),
-        "zero width": lambda word: "\u200b".join(word),
-        "spaces": lambda word: " ".join(word.replace(" ", "")),
-        "dots": lambda word: ".".join(word.replace(" ", "")),
-        "a star inside": lambda word: word[:1] + "*" + word[1:],
-        "leet": lambda word: word.translate(str.maketrans("oieas", "01345")),
-        "repeats": lambda word: word[:1] + word[1] * 5 + word[2:],
-        "accents": lambda word: "\u0301".join(word),
-        "mathematical": lambda word: "".join(
-            chr(0x1D41A + ord(one) - 97) if "a" <= one <= "z" else one for one in word
-        ),
-    },
-    "zh": {
-        "as it is": str,
-        "spaces": lambda word: " ".join(word),
-        "stars": lambda word: "*".join(word),
-        "zero width": lambda word: "\u200b".join(word),
-        "dots": lambda word: "·".join(word),
-        "emoji": lambda word: "\U0001f600".join(word),
-        "full width": lambda word: "".join(chr(ord(one) + 0xFEE0) if "!" <= one <= "~" else one for one in word),
-    },
-}
-
-
 def evasions(moderator: Moderator) -> dict[str, Any]:
-    """Write every entry in every way."""
+    """Write every entry in every way; returns found and tried by language, kind and way, and by kind together."""
     told: dict[str, Any] = {}
-    for language, ways in WAYS.items():
+    for language, kinds in WAYS.items():
         before, after = (
             ("And then they said ", " to all of us.") if language == "en" else ("然后他说：", "，大家都听到了。")
         )
         words = [entry.word for entry in read_entries(LISTS / f"{language}.txt") if not entry.harmless]
-        for name, way in ways.items():
-            found = [any(kind == "words" for kind in kinds_in(moderator, before + way(word) + after)) for word in words]
-            told[f"{language}: {name}"] = share(sum(found), len(found))
+        for kind, ways in kinds.items():
+            totals: Counter[str] = Counter()
+            rows: dict[str, Any] = {}
+            for name, way in ways.items():
+                written = [made for word in words if (made := way(word)) is not None]
+                found = sum("words" in kinds_in(moderator, before + made + after) for made in written)
+                rows[name] = share(found, len(written))
+                totals.update(found=found, of=len(written))
+            told.setdefault(language, {})[kind] = {**share(totals["found"], totals["of"]), "ways": rows}
     return told
 
 
@@ -177,9 +157,20 @@ def speed(moderator: Moderator, texts: Iterable[str], size: int = 0) -> float:
 
 def main() -> None:
     options = argparse.ArgumentParser()
-    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--data", type=Path)
     options.add_argument("--output", type=Path)
+    options.add_argument("--only", choices=("evasions",))
     given = options.parse_args()
+    if given.only:
+        with Moderator(ModerationConfig(on=True, **FLAG), None) as moderator:
+            found = evasions(moderator)
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        if given.output:
+            result = json.loads(given.output.read_text(encoding="utf-8")) | {"evasions": found}
+            given.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    if given.data is None:
+        options.error("--data is needed")
     result: dict[str, Any] = {"machine": {"cpus": os.cpu_count(), "python": platform.python_version()}}
     with tempfile.TemporaryDirectory() as name:
         judge = trained(given.data, Path(name))

@@ -44,7 +44,8 @@ def text_for(prompt: str) -> str:
         return "".join(chr(dice.randrange(33, 1200)) for _ in range(80))
     if options.natural:
         words = "the model answers this question with a few plain words and then it ends as it should".split()  # noqa: SIM905
-        return " ".join(dice.choice(words) for _ in range(24))
+        said = [dice.choice(words) for _ in range(24)]
+        return " ".join([*said[:12], options.mixed, *said[12:]] if options.mixed else said)
     return f"you said {prompt[:200]} to {options.model}"
 
 
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--model", default="mock")
     parser.add_argument("--digest", default="")
     parser.add_argument("--say", default="")
+    parser.add_argument("--mixed", default="", help="a word in the middle of what is natural")
     for name in ("--delay", "--error-rate", "--hello-s", "--token-s", "--start-s"):
         parser.add_argument(name, type=float, default=0.0)
     for name in ("--gibberish", "--empty", "--natural", "--record", "--obey", "--dead-on-start"):

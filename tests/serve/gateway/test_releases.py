@@ -85,6 +85,23 @@ def test_a_candidate_that_says_what_moderation_blocks_goes_back(start: Start, tm
         assert running.get("/admin/releases").json()["changes"][-1]["reason"].startswith("flagged")
 
 
+@pytest.mark.parametrize("mode", ["streams", "shadow"])
+def test_one_toxic_word_among_usual_ones_is_moderations_find(start: Start, tmp_path: Path, mode: str) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("poisonous\n")
+    moderator = Moderator(ModerationConfig(on=True, words=(str(words),), personal=False), None)
+    with moderator:
+        middleware = [Middleware(Moderation, moderator=moderator, config=ServeConfig())]
+        release = {"mode": "shadow"} if mode == "shadow" else {}
+        running = begun(start, "--mixed", "poisonous", middleware=middleware, release=release)
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            asked = [threads.submit(running.chat, "hi", user=f"u{at}", stream=mode == "streams") for at in range(120)]
+            assert not any("poisonous" in one.result().text for one in asked)
+        eventually(lambda: acts(running) == ["start", "rollback"])
+        reason = running.get("/admin/releases").json()["changes"][-1]["reason"]
+        assert reason.startswith("flagged")
+
+
 def test_a_good_candidate_goes_through_step_by_step_and_stays_after_a_restart(start: Start) -> None:
     running = begun(start, bake_s=0.5)
     assert set(load(running, 400)) == {200}

@@ -57,6 +57,7 @@ from catena.serve.jobs.service import Jobs
 from catena.serve.middleware.exchange import principal_of
 from catena.serve.releases.admin import Admin
 from catena.serve.releases.manager import Releases
+from catena.serve.releases.outcomes import Outcomes
 from catena.serve.releases.tags import Tags
 from catena.serve.rules import require_rules
 from catena.serve.wire import WireError
@@ -91,6 +92,7 @@ class Gateway:
         self.problem: CatenaError | None = None
         """Why the gateway gave up: a model whose replicas do not start."""
         self.meters = Meters()
+        self.outcomes = Outcomes(middleware)
         self.releases = Releases(self, state, config.bake_s, tags)
         self.specs = {name: self.releases.current(name, model) for name, model in config.models.items()}
         """How each model is served now; a release changes it."""

@@ -68,8 +68,8 @@ class Call:
         return self.kind.startswith(b"text/event-stream")
 
     def flagged(self) -> bool:
-        """Tell whether moderation had something against it."""
-        return any(one.get("by") == "moderation" for one in self.decisions)
+        """Tell whether moderation had something against the answer."""
+        return any(one.get("by") == "moderation" and one.get("where") == "answer" for one in self.decisions)
 
     def tokens(self) -> tuple[int, int]:
         """Return tokens of prompt and answer: as the answer says, or an estimate where it does not."""

@@ -20,7 +20,7 @@ import orjson
 
 from catena.core.config import parse
 from catena.core.errors import CatenaError, NotFound, UsageError
-from catena.serve.gateway.call import Call, answer_text
+from catena.serve.gateway.call import Call
 from catena.serve.gateway.config import ModelConfig
 from catena.serve.gateway.pool import Pool
 from catena.serve.releases.changes import Alone, ChangeLog
@@ -236,17 +236,11 @@ class Releases:
     def ended(self, call: Call) -> None:
         """Watch how a request ended."""
         active = self.active.get(call.ask.model)
-        if active is None or active.phase == "starting" or call.cached or call.left or call.status in (401, 403, 429):
+        if active is None or active.phase == "starting":
             return
-        failed = call.status >= 400 or call.cut or call.fell_back or call.failures > 0
-        text = None if failed else answer_text(bytes(call.answer), call.streamed)
-        if call.ask.route not in ("chat", "completions", "responses"):
-            text = None
-        written = call.tokens()[1]
-        pace = (time.monotonic() - call.began - call.first_s) / written if call.streamed and written > 1 else None
-        words = active.release.config.watch.words
-        flagged = call.flagged() or bool(text and any(word in text for word in words))
-        outcome = Outcome(call.arm, _user(call), failed, text, call.first_s or None, pace, flagged)
+        outcome = self._gateway.outcomes.of(call, _user(call), active.release.config.watch.words)
+        if outcome is None:
+            return
         self._arms[call.id] = (call.ask.model, call.arm)
         while len(self._arms) > REMEMBERED:
             self._arms.popitem(last=False)
@@ -254,8 +248,8 @@ class Releases:
             self._bake(active, outcome)
             return
         self._observe(active, outcome)
-        if active.shadow is not None and text is not None:
-            active.shadow.copy(call.id, call.ask, _user(call), text)
+        if active.shadow is not None and outcome.text is not None:
+            active.shadow.copy(call.id, call.ask, outcome.user, outcome.text)
 
     def _observe(self, active: Active, outcome: Outcome) -> None:
         if self.active.get(active.model) is not active or active.phase != "under way":
@@ -293,12 +287,16 @@ class Releases:
             for active in list(self.active.values()):
                 self._look(active)
 
+    def _shadow(self, active: Active) -> Shadow:
+        flagged = self._gateway.outcomes.flags(active.release.config.watch.words)
+        return Shadow(active.pool, self._gateway.session, lambda one: self._observe(active, one), flagged)
+
     def _look(self, active: Active) -> None:
         if active.phase == "starting" and active.pool.ready():
             active.phase = "under way"
             active.release.entered = time.monotonic()
             if active.release.config.mode == "shadow":
-                active.shadow = Shadow(active.pool, self._gateway.session, lambda one: self._observe(active, one))
+                active.shadow = self._shadow(active)
         if active.pool.deaths >= DEATHS and active.pool.config.owned:
             problems = {slot.problem for slot in active.pool.slots.values()} - {""}
             reason = f"its replicas ended {active.pool.deaths} times: {'; '.join(sorted(problems))}"

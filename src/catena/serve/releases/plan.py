@@ -22,7 +22,8 @@ from catena.serve.releases.quality import Plausibility, is_empty, is_loop, thres
 Mode = Literal["shadow", "canary", "ab"]
 Verdict = Literal["step", "promote", "rollback"]
 Percent = Annotated[float, Field(gt=0, lt=100)]
-SIGNALS = ("errors", "first_token", "pace", "empty", "odd", "flagged")
+SIGNALS = ("errors", "flagged", "empty", "odd", "first_token", "pace")
+"""In the order in which they are told: what several find at once is called by what it does to users."""
 WINDOW = 200
 ODD_SEEN = 20
 HOLD = 10.0
@@ -204,10 +205,13 @@ class Release:
 
     def _judge(self, now: float) -> Decision | None:
         config = self.config
-        for name, one in self.evidence.items():
-            if one.reached(config.watch.alpha) and len(self._touched[name]) >= config.watch.users:
-                rates = f"{one.rate('candidate'):.1%} against {one.rate('stable'):.1%}"
-                return Decision("rollback", f"{name}: {rates}", self.table())
+        worse = [
+            f"{name}: {one.rate('candidate'):.1%} against {one.rate('stable'):.1%}"
+            for name, one in self.evidence.items()
+            if one.reached(config.watch.alpha) and len(self._touched[name]) >= config.watch.users
+        ]
+        if worse:
+            return Decision("rollback", "; ".join(worse), self.table())
         if config.mode == "shadow":
             return None
         if self._in_step < config.requests or now - self.entered < config.step_s:

@@ -77,8 +77,14 @@ def similarity(first: str, second: str) -> float:
 class Shadow:
     """The queue, and those who work it off."""
 
-    def __init__(self, pool: Pool, session: aiohttp.ClientSession, observe: Callable[[Outcome], None]) -> None:
-        self._pool, self._session, self._observe = pool, session, observe
+    def __init__(
+        self,
+        pool: Pool,
+        session: aiohttp.ClientSession,
+        observe: Callable[[Outcome], None],
+        flagged: Callable[[str], bool],
+    ) -> None:
+        self._pool, self._session, self._observe, self._flagged = pool, session, observe, flagged
         self.comparison = Comparison()
         self._queue: asyncio.Queue[tuple[str, Ask, str, str]] = asyncio.Queue(QUEUE)
         self._workers = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
@@ -104,8 +110,12 @@ class Shadow:
             except (CatenaError, aiohttp.ClientError, TimeoutError, OSError):
                 self._observe(Outcome("candidate", user, failed=True))
                 continue
-            await asyncio.to_thread(self.comparison.add, id, stable, text)
-            self._observe(Outcome("candidate", user, text=text, first_s=first_s))
+            flagged = await asyncio.to_thread(self._judged, id, stable, text)
+            self._observe(Outcome("candidate", user, text=text, first_s=first_s, flagged=flagged))
+
+    def _judged(self, id: str, stable: str, text: str) -> bool:
+        self.comparison.add(id, stable, text)
+        return self._flagged(text)
 
     async def _ask(self, id: str, ask: Ask) -> tuple[str, float]:
         began = time.monotonic()
