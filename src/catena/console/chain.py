@@ -9,7 +9,7 @@ from markupsafe import Markup
 from catena.console.read.overview import Box, Chain
 
 WIDTH, HEIGHT, GAP_X, GAP_Y, TOP, MARGIN = 204, 50, 58, 14, 30, 2
-NAME, BELOW = 24, 30
+NAME, BELOW = 22, 30
 """Characters that fit into a box: of its name, and of the line below."""
 
 

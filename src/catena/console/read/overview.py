@@ -215,4 +215,4 @@ def _box(node: Node) -> Box:
 
 def _score(report: Report) -> str:
     name, score = next(iter(report.scores.items()))
-    return f"{report.suite}: {name} {score.value:.4g}"
+    return f"{report.suite}: {score.value:.4g} {name}"
