@@ -76,14 +76,15 @@ def running(root: Path, *options: str) -> Iterator[str]:
     assert program.stderr is not None
     said: list[str] = []
     try:
-        body = ""
+        body, url = "", ""
         for line in program.stdout:
             body += line
             with suppress(ValueError):
-                yield json.loads(body)["url"]
+                url = json.loads(body)["url"]
                 break
-        else:
-            raise AssertionError(f"the console did not start: {body}{program.stderr.read()}")
+        assert url, f"the console did not start: {body}{program.stderr.read()}"
+        late.cancel()  # it has started: from here on it may run as long as the tests need
+        yield url
     finally:
         late.cancel()
         program.terminate()
