@@ -135,7 +135,7 @@ def test_a_recipe_is_edited_checked_and_started_in_the_browser(visit: Visit, sma
     assert "Line 6" in visitor.page.inner_text(".c-problem")
     # Somebody else saves; then this one does: nothing is written over, and both texts are there.
     (folder / "mine.yaml").write_text(GOOD + "# theirs\n")
-    visitor.page.click("text=Save")
+    visitor.page.click("button:has-text('Save')")
     visitor.page.wait_for_selector(".c-conflict")
     assert "+# theirs" in visitor.page.inner_text(".c-conflict")
     assert (folder / "mine.yaml").read_text() == GOOD + "# theirs\n"
