@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from catena.core.generate import Request
+from catena.core.generate import Request, SamplingParams
 from catena.infer.capacity import EngineConfig
 from catena.infer.engine import Engine
 from catena.infer.kv import Layout, Pool
@@ -22,12 +22,16 @@ def test_rounding_a_token_keeps_each_head_within_a_part_of_its_largest_value() -
     assert ((got - row).abs() <= row.abs().amax(-1, keepdim=True) / 254 + 1e-6).all()
 
 
-def test_scores_with_an_int8_cache_are_close_and_memory_is_less() -> None:
+def test_log_probabilities_behind_an_int8_cache_are_close_and_memory_is_less() -> None:
     exact, rounded = (
         Engine(build("llama"), Numbers(), EngineConfig(token_budget=9, cache_format=kind)) for kind in ("auto", "int8")
     )
-    requests = [Request(str(at), prompt) for at, prompt in enumerate(prompts())]
-    scores = [{done.request_id: done.logprobs for done in engine.score(requests)} for engine in (exact, rounded)]
-    differences = [abs(a - b) for name in scores[0] for a, b in zip(scores[0][name], scores[1][name], strict=True)]
+    # The last part of a prompt that is cut reads what the cache holds of the others.
+    asked = SamplingParams(max_tokens=1, logprobs=0)
+    requests = [Request(str(at), prompt, asked) for at, prompt in enumerate(prompts())]
+    told = [{done.request_id: done.token_logprobs for done in engine.generate(requests)} for engine in (exact, rounded)]
+    pairs = [(first, other) for name in told[0] for first, other in zip(told[0][name], told[1][name], strict=True)]
+    assert len(pairs) == len(requests)
+    differences = [abs(first.logprob - other.logprob) for first, other in pairs]
     assert 0 < sum(differences) / len(differences) < 0.02
     assert exact.runner.layout.bytes_per_token / rounded.runner.layout.bytes_per_token == pytest.approx(12 * 4 / 16)
