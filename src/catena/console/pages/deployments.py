@@ -37,7 +37,7 @@ async def deployments(view: View) -> None:
             hint = view.say("deployments.none_hint")
             parts.empty(view.say("deployments.none"), "catena up deploy.yaml", hint)
     else:
-        await Live(view, address).draw()
+        Live(view, address).draw()
     with parts.card(view.say("deployments.tags"), view.say("deployments.tags_note")):
         found = await parts.read(tagged, view.workspace)
         parts.table(_tag_heads(view), [_tag_row(view, one) for one in found]) if found else parts.empty(
@@ -52,7 +52,7 @@ class Live:
         self._view, self._watch = view, watch_of(view.workspace, address)
         self._last: Snapshot | None = None
 
-    async def draw(self) -> None:
+    def draw(self) -> None:
         """Draw all of it, and go on looking."""
         view = self._view
         self._status = parts.html("")
@@ -67,7 +67,8 @@ class Live:
             self._replicas = parts.html("")
         with parts.card(view.say("deployments.acts"), view.say("deployments.acts_note")) as self._acts_card:
             self._acts = parts.html("")
-        await self.refresh()
+        self._shown(False)
+        ui.timer(0.0, self.refresh, once=True)  # a gateway that is slow must not hold up the page
         parts.live(view, LOOK_S, self.refresh, "metrics")
 
     def _chart(self, title: str) -> ui.echart:
