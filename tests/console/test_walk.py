@@ -1,0 +1,157 @@
+"""The walk: every registered page as each role, generated from the register, in both languages and on a phone.
+
+What a role may not see is not in its menu and is refused when it is opened directly; nothing goes wrong in the browser;
+nothing is wider than a phone; a connection that drops loses nothing that was typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import catena
+from catena.console.language import LANGUAGES
+from catena.console.page import Page, pages
+from catena.govern.roles import GRANTED, ROLES
+from tests.console.conftest import PHONE, Small, Visit, Visitor
+
+pytestmark = pytest.mark.xdist_group("console")
+
+
+@pytest.fixture(scope="module")
+def places(small: Small) -> dict[str, str]:
+    """A real path for each registered page; those below others get what the workspace holds."""
+    with catena.open(small.root) as workspace:
+        runs = workspace.store.index.find_runs()
+        versions = workspace.store.index.versions()
+        kinds: dict[str, str] = {}
+        for row in versions:
+            artifact = workspace.store.index.artifact(row.digest)
+            assert artifact is not None
+            kinds.setdefault(artifact.kind, row.name)
+    values = {"runs": runs[-1].id, "models": kinds["model"], "evaluation": kinds["report"]}
+    values["datasets"] = kinds["dataset"]
+    found = {}
+    for page in pages():
+        path = page.path
+        while "{" in path:
+            start, end = path.index("{"), path.index("}")
+            path = path[:start] + values.get(page.name, "nothing-of-this-name") + path[end + 1 :]
+        found[page.path] = path
+    return found
+
+
+class Walker:
+    """A visitor whose browser's log is kept."""
+
+    def __init__(self, visitor: Visitor) -> None:
+        self.visitor, self.said = visitor, visitor.errors
+        visitor.page.on("console", self._heard)
+
+    def _heard(self, message: Any) -> None:
+        # That a page was refused is in the browser's log, too, and is what is wanted then.
+        if message.type == "error" and "the server responded with a status of 4" not in message.text:
+            self.said.append(message.text)
+
+    def menu(self) -> set[str]:
+        """Return the paths in the menu."""
+        links = self.visitor.page.eval_on_selector_all(".c-menu a", "all => all.map(one => one.pathname)")
+        return {link.rstrip("/") or "/" for link in links}
+
+
+@pytest.fixture
+def walk(visit: Visit) -> Iterator[Any]:
+    """Return a function that opens a window; at the end nothing may have gone wrong in any of them."""
+    opened: list[Walker] = []
+
+    def begin(role: str, **options: Any) -> Walker:
+        opened.append(Walker(visit(role, **options)))
+        return opened[-1]
+
+    yield begin
+    for one in opened:
+        assert not one.said
+
+
+def missing(page: Page, path: str) -> bool:
+    """Tell whether a page below another has nothing here that it could show, and says so."""
+    return "nothing-of-this-name" in path
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_page_as_each_role(walk: Any, places: dict[str, str], role: str) -> None:
+    walker = walk(role)
+    visitor = walker.visitor
+    visitor.go("/")
+    may = {page.path for page in pages() if page.action in GRANTED[role]}
+    assert walker.menu() == {page.path for page in pages() if page.menu and page.path in may}
+    for page in pages():
+        answer = visitor.go(places[page.path])
+        if page.path not in may:
+            assert answer.status == 403, page.path
+            assert page.action in visitor.text, page.path
+            assert visitor.page.locator("main .c-table, main .c-figure, main form").count() == 0, page.path
+        elif missing(page, places[page.path]):
+            assert answer.status == 404, page.path
+            assert visitor.page.locator("main .c-trouble").count(), page.path
+        else:
+            assert answer.status == 200, f"{page.path}: {visitor.text[:200]}"
+            assert visitor.page.locator("main .c-trouble").count() == 0, f"{page.path}: {visitor.text[:200]}"
+            assert visitor.page.inner_text("main h1"), page.path
+
+
+def test_who_has_not_signed_in_sees_the_door_and_nothing_else(walk: Any, places: dict[str, str], console: str) -> None:
+    visitor = walk("").visitor
+    for path in places.values():
+        visitor.page.goto(console + path)
+        assert "/login?next=" in visitor.page.url, path
+        assert visitor.page.locator(".c-menu").count() == 0
+    answer = visitor.page.request.get(console + "/audit", headers={"accept": "application/json"}, max_redirects=0)
+    assert answer.status == 401
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_page_in_both_languages_on_a_phone(walk: Any, places: dict[str, str], language: str) -> None:
+    walker = walk("admin", language=language, size=PHONE, dark="dark" if language == "zh" else "light")
+    visitor = walker.visitor
+    for page in pages():
+        if missing(page, places[page.path]):
+            continue
+        visitor.go(places[page.path])
+        assert not visitor.too_wide(), page.path
+        assert f"{page.name}." not in visitor.text.replace(f"{page.name}.py", ""), f"a word is missing on {page.path}"
+        title = visitor.page.inner_text("main h1")
+        if page.menu and language == "zh":
+            assert any("\u4e00" <= letter <= "\u9fff" for letter in title), f"{page.path}: {title}"
+        assert visitor.page.get_attribute("html", "lang") == ("zh-CN" if language == "zh" else "en-US")
+
+
+def test_every_page_of_the_menu_is_reached_by_keyboard(walk: Any) -> None:
+    visitor = walk("admin").visitor
+    visitor.go("/")
+    wanted = {page.path for page in pages() if page.menu}
+    seen: set[str] = set()
+    for _ in range(4 * len(wanted) + 20):
+        visitor.page.keyboard.press("Tab")
+        here = visitor.page.evaluate("document.activeElement.closest('.c-menu a')?.pathname || ''")
+        seen.add(here)
+        if wanted <= seen:
+            break
+    assert wanted <= seen
+    visitor.page.focus('.c-menu a[href$="/audit"]')
+    visitor.page.keyboard.press("Enter")
+    visitor.page.wait_for_url("**/audit")
+
+
+def test_a_dropped_connection_keeps_what_was_typed(walk: Any) -> None:
+    visitor = walk("admin").visitor
+    visitor.go("/audit")
+    field = visitor.page.locator("main input").first
+    field.fill("half a thought")
+    for _ in range(2):
+        visitor.page.evaluate("window.socket.io.engine.close()")
+        visitor.page.wait_for_function("window.socket.connected")
+    assert field.input_value() == "half a thought"
+    assert visitor.page.inner_text("main h1") == "Audit"
