@@ -18,6 +18,7 @@ import pytest
 
 import catena
 from catena.govern.keys import Keys
+from tests.console.gateways import gateway_over
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 HERE = Path(__file__).parent
@@ -100,6 +101,13 @@ def console(small: Small) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def gateway(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a governed gateway over the small workspace, with scripted replicas: slow to start, so one."""
+    with gateway_over(small.root, tmp_path_factory.mktemp("deploy")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Chromium. Where it is missing the tests skip, or fail when CI is set."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -129,7 +137,7 @@ class Visitor:
     @property
     def text(self) -> str:
         """What the page says."""
-        return str(self.page.inner_text("main"))
+        return str(self.page.inner_text("main.c-main"))
 
     def too_wide(self) -> bool:
         """Tell whether the body scrolls sideways."""

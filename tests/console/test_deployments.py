@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import catena
 from catena.sdk import Catena
-from catena.serve.running import running
-from tests.console.conftest import PHONE, Small, Visit, Visitor
-from tests.console.gateways import gateway_over
+from tests.console.conftest import PHONE, Small, Visit, Visitor, running as console_over
 
 pytestmark = pytest.mark.xdist_group("console")
 ASKED = [{"role": "user", "content": "hello there"}]
-
-
-@pytest.fixture(scope="module")
-def gateway(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with gateway_over(small.root, tmp_path_factory.mktemp("deploy")) as url:
-        yield url
 
 
 def has(visitor: Visitor, words: str) -> None:
     visitor.page.wait_for_function("words => document.body.innerText.includes(words)", arg=words)
 
 
-def test_without_a_gateway_the_command_and_production_are_shown(visit: Visit, small: Small) -> None:
-    assert not running(small.root)
-    visitor = visit("developer")
-    visitor.go("/deployments")
-    assert "catena up deploy.yaml" in visitor.text
-    assert "production" in visitor.text
-    assert not visitor.errors
+def test_without_a_gateway_the_command_is_shown(visit: Visit, tmp_path: Path) -> None:
+    with catena.open(tmp_path / ".catena"):
+        pass
+    with console_over(tmp_path / ".catena") as url:
+        visitor = visit(at=url)
+        visitor.go("/deployments")
+        assert "catena up deploy.yaml" in visitor.text
+        assert "catena tag MODEL@1 production" in visitor.text
+        assert not visitor.errors
+        visitor.page.close()
 
 
 def test_what_runs_is_shown_as_it_changes(visit: Visit, gateway: str, small: Small) -> None:

@@ -6,8 +6,10 @@ import pytest
 
 import catena
 from catena.console.read import datasets, labels as read
+from catena.console.read.audit import search
 from catena.core.sample import Sample
 from catena.core.types import DatasetVersion
+from catena.govern.audit.reading import Query
 from catena.hub.corrections import Correction, correct
 from catena.hub.store import Store
 from catena.workspace import Workspace
@@ -116,5 +118,8 @@ def test_samples_are_labelled_with_the_keyboard(visit: Visit, small: Small) -> N
     visitor.page.wait_for_url("**/datasets/keyed?tab=labels")
     with catena.open(small.root) as ws:
         found = {sample.id: sample.data["output"] for sample in ws.dataset("keyed").samples()}
+        (act,) = search(ws, Query(kind="act", text="labels.commit"), "test").entries
     assert found == {"k0": "no", "k1": "maybe 也许", "k2": "yes"}
+    assert act.who == "developer-key"
+    assert '"dataset": "keyed"' in act.body
     assert not visitor.errors

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from catena.sdk import Catena
 from tests.console.conftest import EVIL, PHONE, Small, Visit, Visitor
-from tests.console.gateways import gateway_over
 
 pytestmark = pytest.mark.xdist_group("console")
-
-
-@pytest.fixture(scope="module")
-def gateway(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with gateway_over(small.root, tmp_path_factory.mktemp("deploy")) as url:
-        yield url
 
 
 def opened(visit: Visit, role: str = "user", path: str = "/playground?model=echo", **options: object) -> Visitor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import catena
 from catena.console import jobs
 from catena.console.read import recipes as read
+from catena.console.read.audit import search
 from catena.core.errors import DataError, NotFound, UsageError
+from catena.govern.audit.reading import Query
 from catena.hub.store import Store
 from catena.workspace import Workspace
 from tests.console.conftest import Small, Visit
@@ -156,6 +160,10 @@ def test_a_recipe_is_edited_checked_and_started_in_the_browser(visit: Visit, sma
     fresh.page.wait_for_selector("main .c-badge.c-good >> nth=0", timeout=90_000)
     assert "mine/docs@1" in fresh.text
     assert not fresh.errors
+    with catena.open(small.root) as workspace:
+        acts = [json.loads(one.body) for one in search(workspace, Query(kind="act", text="recipe."), "test").entries]
+    assert [act["act"] for act in acts] == ["recipe.start"], "what was not saved is no act"
+    assert (acts[0]["by"], acts[0]["recipe"]) == ("developer-key", "mine")
 
 
 def test_who_may_only_look_has_no_buttons(visit: Visit) -> None:

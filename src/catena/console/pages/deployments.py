@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from markupsafe import Markup
 from nicegui import ui
@@ -73,7 +74,7 @@ class Live:
 
     def _chart(self, title: str) -> ui.echart:
         with parts.card(self._view.say(title), self._view.say("deployments.axis")):
-            return parts.chart(self._view, [], zoom=False).classes("c-smallchart")
+            return ui.echart(_chart_options(self._view, [])).classes("c-chart c-smallchart")
 
     async def refresh(self) -> None:
         """Look, and show what is different; a gateway that does not answer leaves what was seen before."""
@@ -111,16 +112,22 @@ class Live:
         models = list(found.now.counts)[:MOST_CURVES]
         for chart, value in ((self._requests, "requests"), (self._first, "first_p95_s")):
             curves = [Curve(model, *found.history.curve(model, value)) for model in models]
-            options = lines(curves, dark=parts.is_dark(self._view), zoom=False)
-            begin = min([LEAST_SHOWN_S, *(curve.x[0] for curve in curves if len(curve.x))])
-            options["xAxis"] |= {"min": begin, "max": 0}
-            options["yAxis"] |= {"min": 0}
-            chart.options.update(options)
+            chart.options.update(_chart_options(self._view, curves))
             chart.update()
 
     def _put(self, place: ui.html, content: Markup) -> None:
         if place.content != content:
             place.content = str(content)
+
+
+def _chart_options(view: View, curves: list[Curve]) -> dict[str, Any]:
+    """Return a chart of the last minute, or of more where more is known; without a sample its height says nothing."""
+    options = lines(curves, dark=parts.is_dark(view), zoom=False)
+    begin = min([LEAST_SHOWN_S, *(curve.x[0] for curve in curves if len(curve.x))])
+    options["xAxis"] |= {"min": begin, "max": 0}
+    options["yAxis"] |= {"min": 0}
+    options["yAxis"]["axisLabel"]["show"] = any(y == y for curve in curves for y in curve.y)
+    return options
 
 
 def _trouble(view: View, error: CatenaError) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
@@ -10,6 +11,7 @@ from nicegui import ui
 
 from catena.console import cells, parts
 from catena.console.read import datasets, labels as read
+from catena.console.read.audit import acted
 from catena.console.read.datasets import Opened
 from catena.console.view import View
 from catena.core.errors import UsageError
@@ -134,6 +136,9 @@ class Desk:
             raise UsageError(view.say("labels.nothing"))
         message = f"{len(self.mine)} labels"
         done: Corrected = await parts.read(read.commit, view.workspace, self.name, self.person, message)
+        if done.commit is not None:
+            told = {"dataset": self.name, "commit": done.commit, "changed": done.changed}
+            await parts.read(partial(acted, view.workspace, self.person, "labels.commit", **told))
         self.mine = await parts.read(read.kept, self.store, self.name, self.person)
         if done.conflicts:
             parts.toast(view.say("labels.conflicts", n=len(done.conflicts)), tone="warn")

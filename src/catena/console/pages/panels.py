@@ -92,6 +92,9 @@ class Panel:
         ends = [drawn.ends for drawn in found if drawn.ends is not None]
         if ends:  # of the curves, and not of the means that may be drawn in their place
             options["xAxis"] |= {"min": min(end[0] for end in ends), "max": max(end[1] for end in ends)}
+        # An axis makes up its ends, 0 and 1, where it has none: no labels before there are two samples.
+        options["xAxis"]["axisLabel"]["show"] = any(first < last for first, last in ends)
+        options["yAxis"]["axisLabel"]["show"] = bool(ends)
         options["series"] = [line for at, drawn in enumerate(found) for line in self._lines(at, drawn)]
         many = len(found) > 1
         options["legend"] = {**options["legend"], "show": many, "data": [one.label for one in self._sources]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nicegui import ui
 from catena.console import cells, jobs, parts
 from catena.console.parts import Column
 from catena.console.read import recipes as read
+from catena.console.read.audit import acted
 from catena.console.view import View
 from catena.core.errors import UsageError
 
@@ -147,6 +149,7 @@ class Editor:
             return False
         self._take(read.Text(edited.name, edited.text, stamp))
         parts.toast(self.view.say("recipes.saved", name=edited.name))
+        await _acted(self.view, "recipe.save", recipe=edited.name, sha256=stamp)
         return True
 
     def _take(self, loaded: read.Text) -> None:
@@ -219,7 +222,12 @@ class Editor:
         begun = await parts.read(
             jobs.start, view.workspace.store, self.loaded.name, self.loaded.text, view.person.subject
         )
+        await _acted(view, "recipe.start", recipe=begun.recipe, run=begun.id, sha256=self.loaded.stamp)
         ui.navigate.to(view.path("recipes/jobs", begun.id))
+
+
+async def _acted(view: View, act: str, **fields: str) -> None:
+    await parts.read(partial(acted, view.workspace, view.person.subject, act, **fields))
 
 
 def _script(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
@@ -11,6 +12,7 @@ from nicegui import ui
 from catena.console import cells, jobs, parts
 from catena.console.page import page
 from catena.console.parts import Column
+from catena.console.read.audit import acted
 from catena.console.view import View
 
 EVERY_S = 1.0
@@ -118,6 +120,8 @@ class Watch:
             view.need("push")
             await parts.read(jobs.stop, self.store, self.job)
             parts.toast(view.say("recipes.stopping"))
+            told = {"recipe": self.job.recipe, "run": self.job.id}
+            await parts.read(partial(acted, view.workspace, view.person.subject, "recipe.stop", **told))
 
 
 def view_left(view: View, seconds: float) -> str:

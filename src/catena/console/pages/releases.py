@@ -50,7 +50,8 @@ class ReleaseCards:
         view = self._view
         with parts.card():
             command = "catena release start MODEL CANDIDATE"
-            parts.empty(view.say("deployments.release_none"), command, view.say("deployments.release_hint"))
+            told = view.say("deployments.release_none"), view.say("deployments.release_hint")
+            parts.empty(Markup("{}<br>{}").format(*told), command)
 
     def _card(self, release: Release) -> None:
         view = self._view

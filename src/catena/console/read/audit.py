@@ -106,6 +106,15 @@ def search(workspace: Workspace, query: Query, by: str, start: str = "", limit: 
     return Found(tuple(map(_entry, page.entries)), page.next, page.looked, _time(page.until))
 
 
+def acted(workspace: Workspace, by: str, act: str, **fields: Any) -> None:
+    """Write down what somebody has changed here, as commands do; tags and releases have logs of their own.
+
+    Raises what kept it from being written: the change itself stands by then.
+    """
+    with Log(workspace.store.root, config_of(workspace)) as log:
+        log.act({"act": act, "by": by, **fields})
+
+
 def _entry(told: dict[str, Any]) -> Entry:
     rest = {key: value for key, value in told.items() if key not in ("seq", "time", "kind")}
     who = str(told.get("subject") or told.get("by") or "")
