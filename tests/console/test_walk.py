@@ -140,7 +140,7 @@ def test_every_page_in_both_languages_on_a_phone(walk: Any, places: dict[str, st
         visitor.go(places[page.path])
         assert not visitor.too_wide(), page.path
         unsaid = {key.partition(".")[0] for key in words()}
-        unsaid = {one for one in re.findall(r"(?<![\w/])([a-z]+)\.[a-z_]+", visitor.text)} & unsaid
+        unsaid = set(re.findall(r"(?<![\w/])([a-z]+)\.[a-z_]+", visitor.text)) & unsaid
         assert not unsaid, f"words that are missing on {page.path}"
         title = visitor.page.inner_text("main h1")
         if page.menu and language == "zh":
