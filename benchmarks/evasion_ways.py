@@ -1,7 +1,7 @@
 """Ways to write a word so that people read it and a filter may not, by kind; for benchmarks/moderation.py.
 
-Readings of Chinese characters come from the package pypinyin, which Catena does not use: what sounds the same is not
-what our own table says. A way gives None for a word that it does not change.
+Readings of words come from the package pypinyin, of which the filter's own table (one reading for each character) is
+made as well. A way gives None for a word that it does not change.
 """
 
 from __future__ import annotations

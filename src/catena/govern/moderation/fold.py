@@ -32,8 +32,8 @@ SMALL = r"[^\w\u3002\uff0c\uff01\uff1f\uff1b\uff1a,!?;:()<>\[\]{}\"\n]"
 # Each way begins with the sign that goes and looks back from there: so the search leaps from sign to sign.
 JOINS = re.compile(
     r"[\W_](?:"
-    # single letters with anything between them: f u c k, f.u.c.k
-    r"(?<=[a-z].)(?<![a-z0-9][a-z].)[\W_]{0,4}(?=[a-z](?![a-z0-9]))"
+    # single letters with anything between them: f u c k, f.u.c.k, 5 h 1 t
+    r"(?<=[a-z0-9].)(?<![a-z0-9][a-z0-9].)[\W_]{0,4}(?=[a-z0-9](?![a-z0-9]))"
     # signs inside a word: f*ck, fu-ck
     rf"|(?<=[a-z0-9@$]{SIGNS}){SIGNS}{{0,2}}(?=[a-z0-9@$])"
     # anything small between characters of Chinese
@@ -45,11 +45,15 @@ JOINS = re.compile(
 )
 REPEATS = re.compile(r"([a-z])\1{2,}")
 LEET = str.maketrans("01l345789@$!|+", "oiieastbgasiit")
-LEET_HINT = re.compile(r"[0-9@$!|+](?:[a-z]|(?<=[a-z].)[a-z0-9@$])")
+LEET_LONGEST = 16
+"""Most letters of a word whose digits are taken for letters: a stream holds back as many, for it is decided by all."""
+LEET_HINT = re.compile(r"[0-9@$!|+](?:[a-z]|(?<=[a-z].)[a-z0-9@$]|(?<=[a-z]{3}[0-9])(?![a-z0-9]))")
 LEET_WORD = re.compile(
-    r"(?<![a-z0-9@$])(?=[a-z0-9@$!|+]*[0-9@$!|+][a-z0-9@$!|+]*[a-z0-9@$])(?=[a-z0-9@$!|+]*[a-z])"
-    r"[a-z0-9@$!|+]{2,23}[a-z0-9@$](?![a-z0-9@$])"
+    r"(?<![a-z0-9@$])(?=[a-z0-9@$!|+]*[0-9@$!|+])(?=[a-z0-9@$!|+]*[a-z])"
+    rf"[a-z0-9@$!|+]{{1,{LEET_LONGEST - 1}}}[a-z0-9@$](?![a-z0-9@$])"
 )
+AMOUNT = re.compile(r"[0-9@$!|+]+[a-z]+|[a-z]+[0-9@$!|+]+")
+"""A number with a unit or of a model: 900k and f495 are no words."""
 TABLE = 0x20000
 SEVERAL, GONE = 0xFFFFFFFE, 0xFFFFFFFF
 
@@ -165,4 +169,5 @@ def unleet(word: str) -> str:
 def _unleet(match: re.Match[str]) -> str:
     word = match[0]
     letters = sum(character.isalpha() for character in word)
-    return unleet(word) if 2 * letters >= len(word) else word
+    enough = 2 * letters >= len(word) or (letters > 1 and len(word) > 4 and not AMOUNT.fullmatch(word))
+    return unleet(word) if enough else word

@@ -6,7 +6,8 @@ A line of a list is an entry; `#` begins a comment.
     word*         also with an ending: words, wording
     two words     with any spaces between
     word <TAB> mask      its own action: block, mask or flag
-    ~操你妈 <TAB> cao ni ma     also by what sounds the same, in characters or in pinyin
+    傻逼          also by what sounds the same (`sounds.py`): other characters, if rare in that order; pinyin
+    ~操你妈 <TAB> cao ni ma     the same by these sounds, however usual: a reading for each character
     !word         harmless: a finding inside of it does not count
 """
 
@@ -18,13 +19,15 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, get_args
 
 from catena.core.errors import ConfigError, NotFound, did_you_mean
 from catena.core.finding import Act, Finding
 from catena.core.registry import require
-from catena.govern.moderation.fold import CJK, LETTERS, Folded, unleet
+from catena.govern.moderation.fold import CJK, LEET_LONGEST, LETTERS, Folded, unleet
+from catena.govern.moderation.sounds import Homophones, as_sounds, homophones, read, spellings
 
 logger = logging.getLogger(__name__)
 LISTS = Path(__file__).parent / "lists"
@@ -94,20 +97,31 @@ def list_paths(names: Iterable[str]) -> list[Path]:
     return paths
 
 
+GLUED = 6
+"""Fewest letters of a phrase that is also looked for without its spaces: go die is not."""
+MOST_WAYS = 64
+
+
 class Index:
     """Compiled entries. Immutable, so that a reload never meets a search half-way."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         engine = require("ahocorasick_rs", "govern")
         patterns: dict[str, Entry] = {}
+        alike: dict[str, list[tuple[Homophones, Entry]]] = {}
         for entry in entries:
             patterns.setdefault(entry.word, entry)
-        for entry in entries:  # in the tight form digits are letters, so a word is looked for as it looks then
-            if not entry.harmless:
-                patterns.setdefault(unleet(entry.word), entry)
+        for entry in entries:
+            if entry.harmless:
+                continue
+            for way in _ways(entry):
+                patterns.setdefault(way, entry)
+            if heard := homophones(read(entry.word)):
+                alike.setdefault(heard.signs, []).append((heard, entry))
         self._entries = list(patterns.values())
-        self._lengths = [len(pattern) for pattern in patterns]
         self._automaton: Any = engine.AhoCorasick(list(patterns)) if patterns else None
+        self._alike = list(alike.values())
+        self._ear: Any = engine.AhoCorasick(list(alike)) if alike else None
         self._sounding = {f"s{number}": entry for number, entry in enumerate(entries) if entry.sounds}
         self._sounds = _sounds_pattern(self._sounding)
         starts = sorted({start for entry in self._sounding.values() for start in _starts(entry)})
@@ -133,12 +147,28 @@ class Index:
                 if entry.endings:
                     place = (place[0], _ending(text, place[1]))
                 found.setdefault(place, Finding(*place, "words", entry.text, entry.action))
+        if self._ear is not None and not text.isascii():
+            for start, end, entry in self._heard(folded.tight):
+                place = folded.span(start, end, tight=True)
+                found.setdefault(place, Finding(*place, "words", entry.text, entry.action))
         if self._sounds is not None and self._sound_starts.find_matches_as_indexes(folded.tight):
             for match in self._sounds.finditer(folded.tight):
                 place = folded.span(match.start(), match.end(), tight=True)
                 entry = self._sounding[match.lastgroup or ""]
                 found.setdefault(place, Finding(*place, "words", entry.text, entry.action))
         return [found[place] for place in sorted(found)]
+
+    def _heard(self, form: str) -> list[tuple[int, int, Entry]]:
+        """Return what sounds like entries, and is in nothing harmless."""
+        heard = []
+        for number, start, end in self._ear.find_matches_as_indexes(as_sounds(form), overlapping=True):
+            fits = (entry for alike, entry in self._alike[number] if alike.has(form[start:end]))
+            heard += [(start, end, entry) for entry in fits][:1]
+        return _outside(heard, self._harmless(form)) if heard else []
+
+    def _harmless(self, form: str) -> list[tuple[int, int]]:
+        hits = self._automaton.find_matches_as_indexes(form, overlapping=True)
+        return [(start, end) for number, start, end in hits if self._entries[number].harmless]
 
     def _standing(self, form: str, hits: list[tuple[int, int, int]]) -> list[tuple[int, int, Entry]]:
         """Return the hits that stand as words and in nothing harmless, each with its ending."""
@@ -153,11 +183,24 @@ class Index:
             if LATIN.match(form, end - 1) and not entry.endings and LATIN.match(form, end):
                 continue
             standing.append((start, end, entry))
-        return [
-            (start, end, entry)
-            for start, end, entry in standing
-            if not any(first <= start and end <= last for first, last in harmless)
-        ]
+        return _outside(standing, harmless)
+
+
+def _ways(entry: Entry) -> list[str]:
+    """Return how else an entry is looked for: by its sounds, and as it looks in the tight form."""
+    written = {entry.word, Folded(entry.word).tight}
+    whole = entry.word.replace(" ", "")
+    if len(whole) >= GLUED:
+        written.add(whole)
+    ways = []
+    for one in sorted(written):  # any of the words may have had digits for letters
+        parts = [sorted({part, unleet(part)}) for part in one.split(" ")]
+        ways += [" ".join(chosen) for chosen in islice(product(*parts), MOST_WAYS)]
+    return [*ways, *spellings(entry.word, read(entry.word))]
+
+
+def _outside(hits: list[tuple[int, int, Entry]], harmless: list[tuple[int, int]]) -> list[tuple[int, int, Entry]]:
+    return [hit for hit in hits if not any(first <= hit[0] and hit[1] <= last for first, last in harmless)]
 
 
 def _ending(text: str, at: int) -> int:
@@ -238,7 +281,7 @@ class Words:
 
         Counted are characters that a word can be made of, and a repeated one once: what is put between does not help.
         """
-        at, left, before = len(text), self._index.longest + 2, ""
+        at, left, before = len(text), max(self._index.longest, LEET_LONGEST) + 2, ""
         least = max(0, at - FARTHEST)
         while at > least and left > 0:
             at -= 1
