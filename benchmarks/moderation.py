@@ -205,7 +205,6 @@ def main() -> None:
             "recall": share(sum(hit for hit, bad in found if bad), sum(bad for _, bad in found)),
             "false_positives": share(sum(hit for hit, bad in found if not bad), sum(not bad for _, bad in found)),
         }
-        result["evasions"] = evasions(moderator)
         draw = random.Random(1)
         english, chinese = draw.sample(sets["wikitext2"], 400), draw.sample(sets["crosswoz"], 4000)
         result["mb_per_core_second"] = {
@@ -214,6 +213,8 @@ def main() -> None:
             "en in pieces of 4 characters": speed(moderator, english[:100], 4),
             "zh in pieces of 4 characters": speed(moderator, chinese[:1000], 4),
         }
+    with Moderator(ModerationConfig(on=True, **FLAG), None) as moderator:
+        result["evasions"], result["lists_alone"] = evasions(moderator), lists_alone(moderator, given.data)
     for threshold in (0.5, 0.7, 0.9):
         judge.threshold = threshold
         hits = [(bool(judge.find(text)), bad) for text, bad in cold(given.data, "test")]

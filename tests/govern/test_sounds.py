@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from catena.core.finding import Act, Finding
 from catena.govern.moderation.fold import Folded
-from catena.govern.moderation.sounds import as_sounds, frequency, read
+from catena.govern.moderation.sounds import BUDGET, as_sounds, frequency, rarest, read
 from catena.govern.moderation.stream import Stream
 from catena.govern.moderation.words import Words
 
@@ -60,6 +60,15 @@ def test_readings_and_their_frequency() -> None:
     for text in ("", "abc", "你好a\U0001f600人", "\ud800"):
         assert len(as_sounds(text)) == len(text)
     assert as_sounds("煞笔") == as_sounds("傻逼") != as_sounds("傻子")
+
+
+def test_a_long_list_has_the_homophones_of_its_rarest_entries() -> None:
+    words = [one + other for one in "傻卵鳖孬怂疯淫贱骚娼" for other in "瓜蛋囊鬼货婆妞痞佬棍"] * 30 + ["蠢货头目"]
+    chosen = rarest(words)
+    kept = [(made, number) for ones in chosen.values() for made, number in ones]
+    assert sum(made.often for made, _ in kept) <= BUDGET
+    assert len(words) - 1 in [number for _, number in kept]
+    assert 0 < len(kept) < len(words)
 
 
 PARTS = [

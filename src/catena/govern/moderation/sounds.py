@@ -11,7 +11,7 @@ their sources.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -27,6 +27,10 @@ RARE = 3.2e-6
 """How often syllables may stand in this order in ordinary Chinese, a place of the text, to be taken for an entry."""
 RARE_IN_TONE = 3.2e-5
 """The same of syllables with their tones, counted without; and of pinyin, which little ordinary text is written in."""
+TONES = 10
+"""So many times rarer a word of two is thought to be with its tones."""
+BUDGET = 3e-4
+"""What the homophones of all entries together may come to: a list of thousands has those of its rarest."""
 LONGEST = 16
 """Most letters of a spelling: a stream holds back as many."""
 SHORTEST = 5
@@ -107,6 +111,8 @@ class Homophones:
     """What sounds like a word."""
 
     signs: str
+    often: float
+    """How often ordinary Chinese is thought to have one, as a share of all places."""
     tones: tuple[str, ...] = ()
     """The syllables with tones, where those must be the same too."""
 
@@ -123,7 +129,22 @@ def homophones(readings: Sequence[str]) -> Homophones | None:
     if not syllables or often > RARE_IN_TONE:
         return None
     signs = "".join(chr(FIRST + _numbers()[one]) for one in syllables)
-    return Homophones(signs, () if often <= RARE else tuple(readings))
+    if often <= RARE:
+        return Homophones(signs, often)
+    return Homophones(signs, often / TONES, tuple(readings))
+
+
+def rarest(words: Iterable[str]) -> dict[str, list[tuple[Homophones, int]]]:
+    """Return by their signs the homophones of words and the words' numbers: the rarest, while `BUDGET` lasts."""
+    heard = [(made, number) for number, word in enumerate(words) if (made := homophones(read(word)))]
+    chosen: dict[str, list[tuple[Homophones, int]]] = {}
+    spent = 0.0
+    for made, number in sorted(heard, key=lambda one: one[0].often):
+        spent += made.often
+        if spent > BUDGET:
+            break
+        chosen.setdefault(made.signs, []).append((made, number))
+    return chosen
 
 
 def as_sounds(form: str) -> str:

@@ -27,7 +27,7 @@ from catena.core.errors import ConfigError, NotFound, did_you_mean
 from catena.core.finding import Act, Finding
 from catena.core.registry import require
 from catena.govern.moderation.fold import CJK, LEET_LONGEST, LETTERS, Folded, unleet
-from catena.govern.moderation.sounds import Homophones, as_sounds, homophones, read, spellings
+from catena.govern.moderation.sounds import as_sounds, rarest, read, spellings
 
 logger = logging.getLogger(__name__)
 LISTS = Path(__file__).parent / "lists"
@@ -108,7 +108,6 @@ class Index:
     def __init__(self, entries: Sequence[Entry]) -> None:
         engine = require("ahocorasick_rs", "govern")
         patterns: dict[str, Entry] = {}
-        alike: dict[str, list[tuple[Homophones, Entry]]] = {}
         for entry in entries:
             patterns.setdefault(entry.word, entry)
         for entry in entries:
@@ -116,11 +115,10 @@ class Index:
                 continue
             for way in _ways(entry):
                 patterns.setdefault(way, entry)
-            if heard := homophones(read(entry.word)):
-                alike.setdefault(heard.signs, []).append((heard, entry))
         self._entries = list(patterns.values())
         self._automaton: Any = engine.AhoCorasick(list(patterns)) if patterns else None
-        self._alike = list(alike.values())
+        alike = rarest("" if entry.harmless else entry.word for entry in entries)
+        self._alike = [[(heard, entries[number]) for heard, number in ones] for ones in alike.values()]
         self._ear: Any = engine.AhoCorasick(list(alike)) if alike else None
         self._sounding = {f"s{number}": entry for number, entry in enumerate(entries) if entry.sounds}
         self._sounds = _sounds_pattern(self._sounding)
