@@ -21,7 +21,7 @@ WORDS = Words(("en", "zh"))
     "text",
     [
         "啥币", "煞笔", "鲨 币", "shabi", "sha bi", "SHA BI", "sha-bi", "shǎ bī", "shǎbī", "sha3 bi1", "sha3bi1",
-        "s h a b i", "傻bi", "sha逼", "傻 bi", "王巴淡", "wang ba dan", "wangbadan", "jian4ren2", "滚dan",
+        "s h a b i", "傻bi", "sha逼", "sha 逼", "王巴淡", "wang ba dan", "wangbadan", "jian4ren2", "滚dan",
         "455h0l3", "5 h 1 t", "k1ll yourself", "kill y0urself", "killyourself", "k.i.l.l.y.o.u.r.s.e.l.f", "gtf0",
         "i'll k1ll you", "s o n o f a b i t c h",
     ],
@@ -35,7 +35,8 @@ def test_what_sounds_or_looks_like_an_entry_is_found(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "女权运动的历史", "他出生在北京，chusheng", "I love China and bananas", "他见人就笑", "你吗", "他至张家口",
+        "女权运动的历史", "他出生在北京，chusheng", "I love China and bananas", "他见人就笑", "你吗",
+        "他至张家口", "绿LV包", "安装 B 软件",
         "The gun Dan had is his", "shabib and ashabi", "900k users, F495, 5h17, 455 km, win2000 and mp3",
     ],
 )  # fmt: skip

@@ -158,7 +158,7 @@ def as_sounds(form: str) -> str:
 
 def spellings(word: str, readings: Sequence[str]) -> Iterator[str]:
     """Yield the ways to write a word, or one of its characters, in Latin letters."""
-    if not readings:
+    if not readings or len(set(word)) == 1:  # a character twice: lv is a brand
         return
     bare = [reading[:-1] for reading in readings]
     if frequency(bare) <= RARE_IN_TONE:
@@ -168,7 +168,8 @@ def spellings(word: str, readings: Sequence[str]) -> Iterator[str]:
         yield from (sign.join(readings) for sign in ("", " "))
     for at, syllable in enumerate(bare):
         before, after = word[:at], word[at + 1 :]
-        signs = ("",) if syllable in _english() else ("", " ")
+        # apart from the rest, what is short or English is a word of its own
+        signs = ("",) if syllable in _english() or len(syllable) + len(word) < 5 else ("", " ")
         if len(syllable) > 1 and len(word) - 1 + len(syllable) <= LONGEST:
             yield from {
                 f"{before}{one if before else ''}{syllable}{two if after else ''}{after}"
