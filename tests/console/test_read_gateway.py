@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,6 +19,14 @@ from catena.serve.running import FOLDER, Running as Note, announced, running
 from catena.serve.server import background
 from catena.workspace import Workspace
 from tests.serve.gateway.conftest import Start, eventually, impatient as impatient, mock, start as start
+
+Result = TypeVar("Result")
+
+
+def finish(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run it in a thread of its own: where a browser was opened before, this one has a loop that runs."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 @pytest.fixture
@@ -47,7 +57,7 @@ def test_replicas_rates_and_releases(start: Start, client: Callable[[str], Calla
         without = await watch.fresh(ask, releases=False)
         assert (without.releases, without.acts) == ((), ())
 
-    asyncio.run(look())
+    finish(look())
 
 
 def test_all_who_look_make_one_question(
@@ -68,7 +78,7 @@ def test_all_who_look_make_one_question(
         found = await asyncio.gather(*(watch.fresh(client(gateway.url), least=60) for _ in range(20)))
         assert len({id(one) for one in found}) == 1
 
-    asyncio.run(look())
+    finish(look())
     assert len(asked) == 1
 
 
@@ -91,14 +101,14 @@ def test_two_who_act_at_once(start: Start, client: Callable[[str], Callable[[], 
         with pytest.raises(RemoteError):
             await end_release(client("http://127.0.0.1:9"), shown, "rollback", "x")
 
-    asyncio.run(act())
+    finish(act())
     entries = [(one["act"], one.get("reason")) for one in gateway.gateway.releases.log.entries()]
     assert [act for act, _ in entries] == ["start", "promote", "rollback"]
 
 
 def test_a_server_without_replicas_has_no_releases(client: Callable[[str], Callable[[], AsyncCatena]]) -> None:
     with background(build_app({})) as url:
-        found = asyncio.run(Watch().fresh(client(url)))
+        found = finish(Watch().fresh(client(url)))
     assert not found.may_release
     assert found.replicas == {}
 

@@ -6,6 +6,7 @@ serve(build(console), listen(host, port), websockets=True)
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp
 
 from catena.console.login import Sessions
 from catena.console.view import Console
-from catena.core.errors import UsageError
+from catena.core.errors import CatenaError, UsageError
 from catena.core.registry import require
 from catena.govern.access import Access
 from catena.govern.config import AuthConfig
@@ -66,6 +67,7 @@ def build(console: Console) -> ASGIApp:
     from catena.console.language import words
     from catena.console.page import pages
 
+    logging.getLogger("nicegui").addFilter(_unexpected)
     words()  # a mistake in a file of words shows here, and not when a page is asked for
     for page in pages():
         build_page = nicegui.ui.page(page.path, response_timeout=PAGE_S, reconnect_timeout=RECONNECT_S)
@@ -99,6 +101,11 @@ def require_keys_beyond(listener: socket, console: Console) -> None:
             f"the workspace has no keys: a console on {address} would let anybody in",
             hint="Make one with: catena keys create NAME --role admin",
         )
+
+
+def _unexpected(record: logging.LogRecord) -> bool:
+    """Tell whether a record is more than what a person was told on the page: a mistyped time is nothing for the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], CatenaError))
 
 
 def _version() -> str:

@@ -14,6 +14,7 @@ from catena.console.parts import Column, Slice
 from catena.console.read.audit import Check, Standing, checks_of, compliance, standing
 from catena.console.read.production import changes
 from catena.console.view import View
+from catena.core.errors import CatenaError
 from catena.govern.changes import Change
 
 LOOK_S = 0.5
@@ -40,7 +41,10 @@ async def audit(view: View) -> None:
             with parts.card(view.say("audit.compliance")):
                 await _compliance(view)
         with parts.card(view.say("audit.search")):
-            await Search(view).draw()
+            try:
+                await Search(view).draw()
+            except CatenaError as error:  # a log that was changed takes no note of a search; the rest is still told
+                parts.trouble(error.message, error.hint)
     with parts.card(view.say("audit.changes"), view.say("audit.changes_note")):
         await parts.paged(view, _change_heads(view), lambda *asked: _changes(view, *asked), search=True, size=20)
 

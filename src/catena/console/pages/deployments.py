@@ -51,6 +51,7 @@ class Live:
 
     def __init__(self, view: View, address: str) -> None:
         self._view, self._watch = view, watch_of(view.workspace, address)
+        self._watch.visited()
         self._last: Snapshot | None = None
 
     def draw(self) -> None:

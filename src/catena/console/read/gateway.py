@@ -65,6 +65,7 @@ class Watch:
     _releases: tuple[tuple[Release, ...], tuple[ReleaseAct, ...]] = ((), ())
     _asked_releases: float = 0.0
     _has_releases: bool = True
+    _visited: bool = False
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def fresh(self, client: Client, *, least: float = EVERY_S, releases: bool = True) -> Snapshot:
@@ -78,6 +79,10 @@ class Watch:
                     self._last = await self._look(catena, releases)
             last = self._last
         return last if releases else _without_releases(last)
+
+    def visited(self) -> None:
+        """Ask for releases soon: somebody has come to see how it stands, and not as it was half a minute ago."""
+        self._visited = True
 
     def stale(self) -> None:
         """Ask anew next time: somebody did something."""
@@ -100,8 +105,10 @@ class Watch:
         return Snapshot(at, ready, shown, point, self.history, *self._releases, may_release=self._has_releases)
 
     async def _ask_releases(self, catena: AsyncCatena, at: float) -> None:
-        if at - self._asked_releases < (RELEASES_S if self._releases[0] else QUIET_S):
+        soon = self._releases[0] or self._visited
+        if at - self._asked_releases < (RELEASES_S if soon else QUIET_S):
             return
+        self._visited = False
         try:
             told = await catena.send(Call(dict, "GET", "/admin/releases"))  # both by one question
         except ApiError as error:
