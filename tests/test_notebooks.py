@@ -45,7 +45,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
         for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
             monkeypatch.setenv(name, folder)
         monkeypatch.delenv("CATENA_WORKSPACE", raising=False)
-        yield Config({"KernelManager": {"transport": "ipc"}})
+        # A whole path: kernel and client stand in different folders.
+        yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
 
 
 @pytest.mark.chain

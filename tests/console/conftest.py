@@ -107,9 +107,12 @@ def gateway(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    """Chromium. Where it is missing the tests skip, or fail when CI is set."""
+    """Chromium. Where it is missing the tests skip, or fail when CI is set.
+
+    Not for the session: while Playwright's own loop is there, no other test can run one.
+    """
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium here: sh scripts/system-packages")

@@ -127,11 +127,11 @@ def test_the_image_is_not_root_and_has_a_health_check() -> None:
 
 
 def test_the_dashboard_asks_only_for_what_there_is(tmp_path: Path) -> None:
-    from catena.serve.gateway.app import _gauges
+    from catena.serve.gateway.meters import gauges
     from catena.serve.gateway.gpus import NAMES
 
     gateway = Gateway(parse(DeployConfig, {"models": {"m": {"urls": ["http://x"]}}}), state=tmp_path, commands=_none)
-    told = {family.name for family in [*gateway.meters.families(), *_gauges(gateway.pools)]}
+    told = {family.name for family in [*gateway.meters.families(), *gauges(gateway.pools)]}
     told |= {name for name, _, _ in NAMES.values()}
     dashboard = json.loads((ROOT / "deploy" / "grafana" / "gateway.json").read_text())
     asked = set(re.findall(r"catena_\w+", " ".join(t["expr"] for p in dashboard["panels"] for t in p["targets"])))

@@ -157,8 +157,8 @@ def test_a_route_without_a_rule_does_not_start() -> None:
 
     with pytest.raises(ConfigError, match="/v1/secret has no rule"):
         require_rules([Route("/v1/secret", page)])
-    with pytest.raises(ConfigError, match="/console/"):
-        require_rules([Mount("/console", routes=[Route("/", page)])])
+    with pytest.raises(ConfigError, match="/desk/"):
+        require_rules([Mount("/desk", routes=[Route("/", page)])])
     with pytest.raises(ConfigError, match="no rule for who may use it \\(DELETE\\)"):
         require_rules([Route("/x", page, methods=["GET", "DELETE"])], {"/x": {"GET": "jobs"}})
     require_rules([Route("/x", page, methods=["GET", "DELETE"])], {"/x": {"GET": "jobs", "DELETE": "jobs"}})

@@ -27,7 +27,9 @@ def console(
         bool, typer.Option("--sign-in", help="Ask for a key even where the workspace has none yet.")
     ] = False,
 ) -> None:
-    """Show the workspace in a browser: datasets, recipes, runs, models, evaluations, deployments, audit."""
+    """Show the workspace in a browser.
+
+    Datasets, recipes, runs, models, evaluations, deployments, a playground, the audit."""
     session = session_of(context)
     if prefix and not (prefix.startswith("/") and prefix.strip("/")):
         raise UsageError(f"the prefix {prefix!r} is no path", hint="For example: --prefix /console")
