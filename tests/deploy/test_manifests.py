@@ -127,8 +127,8 @@ def test_the_image_is_not_root_and_has_a_health_check() -> None:
 
 
 def test_the_dashboard_asks_only_for_what_there_is(tmp_path: Path) -> None:
-    from catena.serve.gateway.meters import gauges
     from catena.serve.gateway.gpus import NAMES
+    from catena.serve.gateway.meters import gauges
 
     gateway = Gateway(parse(DeployConfig, {"models": {"m": {"urls": ["http://x"]}}}), state=tmp_path, commands=_none)
     told = {family.name for family in [*gateway.meters.families(), *gauges(gateway.pools)]}
