@@ -132,6 +132,10 @@ def test_who_has_not_signed_in_sees_the_door_and_nothing_else(walk: Any, places:
     assert answer.status == 401
 
 
+ACTS = {"audit.search", "audit.verify"}
+"""Names that the audit's own rows have, where somebody looked at it before."""
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_page_in_both_languages_on_a_phone(walk: Any, places: dict[str, str], language: str) -> None:
     walker = walk("admin", language=language, size=PHONE, dark="dark" if language == "zh" else "light")
@@ -140,7 +144,8 @@ def test_every_page_in_both_languages_on_a_phone(walk: Any, places: dict[str, st
         visitor.go(places[page.path])
         assert not visitor.too_wide(), page.path
         unsaid = {key.partition(".")[0] for key in words()}
-        unsaid = set(re.findall(r"(?<![\w/])([a-z]+)\.[a-z_]+", visitor.text)) & unsaid
+        shown = set(re.findall(r"(?<![\w/])([a-z]+\.[a-z_]+)", visitor.text)) - ACTS
+        unsaid &= {key.partition(".")[0] for key in shown}
         assert not unsaid, f"words that are missing on {page.path}"
         title = visitor.page.inner_text("main h1")
         if page.menu and language == "zh":
