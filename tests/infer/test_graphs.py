@@ -68,7 +68,8 @@ def check_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     plain.close()
     monkeypatch.setattr("catena.infer.runner.kinds_of", lambda layout, local: flat.Kinds(decodes=True))
     monkeypatch.setattr("catena.infer.graphs.GraphStep.record", staticmethod(by_hand))
-    engine = Engine(build("gemma2"), Numbers(), EngineConfig(block_size=8))
+    # A small budget: prompts are cut, and single tokens stand behind chunks of prompts in one row.
+    engine = Engine(build("gemma2"), Numbers(), EngineConfig(block_size=8, token_budget=17))
     assert answers(engine, range(3)) == expected
     assert answers(engine, range(1)) == {0: expected[0]}
     assert engine.runner.graphs is not None

@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from catena.serve.governed import governed, require_auth_beyond
 from catena.serve.rules import RULES, Rules, require_rules
 from catena.serve.server import background, listen
 
+from .key_states import CLOSED, OPEN, credentials, keys_in_every_state
+
 SIGNER = ed25519.Ed25519PrivateKey.generate()
 
 
@@ -40,19 +41,7 @@ class Silent:
 
 
 MODELS: dict[str, Any] = {"tiny": Silent(), "other": Silent()}
-STATES = (
-    "active",
-    "graced",
-    "expired",
-    "revoked",
-    "rotated",
-    "wrong secret",
-    "unknown",
-    "malformed",
-    "missing",
-    "twice",
-)
-OPEN = ("active", "graced")
+STATES = (*OPEN, *CLOSED)
 
 
 @pytest.fixture(scope="module")
@@ -65,27 +54,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @pytest.fixture(scope="module")
 def keys(store: Store) -> dict[tuple[str, str], str]:
     """A key of each role in each state: (role, state) to what is sent."""
-    made, all_keys = {}, Keys(store.index)
-    for role in ROLES:
-
-        def new(name: str, role: Any = role, **options: Any) -> str:
-            return all_keys.create(f"{role} {name}", role, **options)[0]
-
-        active = made[role, "active"] = new("active")
-        made[role, "graced"] = new("graced")
-        all_keys.rotate(f"{role} graced", grace=timedelta(hours=1))
-        made[role, "expired"] = new("expired", lifetime=timedelta(microseconds=1))
-        made[role, "revoked"] = new("revoked")
-        all_keys.revoke(f"{role} revoked")
-        made[role, "rotated"] = new("rotated")
-        all_keys.rotate(f"{role} rotated")
-        made[role, "wrong secret"] = active[:-2] + ("AA" if active[-2:] != "AA" else "BB")
-        made[role, "unknown"] = "ctn_000000000000_" + "a" * 43
-        made[role, "malformed"] = active.upper()
-        made[role, "missing"] = ""
-        made[role, "twice"] = active
-    made["user", "scoped"] = all_keys.create("scoped", "user", models=("tiny", "tiny:*"))[0]
-    made["admin", "narrow"] = all_keys.create("narrow", "admin", actions=("metrics",))[0]
+    book = Keys(store.index)
+    made = keys_in_every_state(book)
+    made["user", "scoped"] = book.create("scoped", "user", models=("tiny", "tiny:*"))[0]
+    made["admin", "narrow"] = book.create("narrow", "admin", actions=("metrics",))[0]
     return made
 
 
@@ -119,13 +91,6 @@ def ask(app: Starlette, method: str, path: str, headers: Any = (), body: Any = N
             return await client.request(method, path, headers=headers, json=content if method == "POST" else None)
 
     return asyncio.run(send())
-
-
-def credentials(key: str, state: str) -> list[tuple[str, str]]:
-    if state == "missing":
-        return []
-    one = [("authorization", f"Bearer {key}")]
-    return [*one, ("x-api-key", key)] if state == "twice" else one
 
 
 @pytest.mark.parametrize("state", STATES)

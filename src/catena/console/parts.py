@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from markupsafe import Markup, escape
@@ -40,16 +41,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Slice:
-    """The rows of a table that were asked for."""
+    """The rows that were asked for."""
 
-    rows: Sequence[Sequence[object]]
-    """Cells: what `cells` makes, or plain text."""
+    rows: Sequence[Any]
+    """Of a table its cells: what `cells` makes, or plain text."""
     total: int
     """How many there are in all."""
 
 
 Load = Callable[[int, int, str], Slice]
 """`(offset, limit, search) -> Slice`; runs in a thread."""
+Draw = Callable[[Sequence[Any]], Markup]
+"""Rows to HTML."""
 
 
 def html(content: Markup | str, tag: str = "div") -> ui.html:
@@ -135,10 +138,10 @@ def table(heads: Sequence[Column], rows: Sequence[Sequence[object]]) -> ui.html:
 
 
 class Paged:
-    """A table whose rows are asked for page by page, with a search where `search` is on. Made by `paged`."""
+    """Rows that are asked for page by page, with a search where `search` is on; a table of them is made by `paged`."""
 
-    def __init__(self, view: View, heads: Sequence[Column], load: Load, *, search: bool, size: int) -> None:
-        self._view, self._heads, self._load, self._size = view, heads, load, size
+    def __init__(self, view: View, draw: Draw, load: Load, *, search: bool, size: int) -> None:
+        self._view, self._draw, self._load, self._size = view, draw, load, size
         self._offset, self._words, self._asked = 0, "", 0
         with ui.element("div").classes("c-paged"):
             self.tools = ui.element("div").classes("c-tools")
@@ -168,7 +171,7 @@ class Paged:
         for button in (self._back, self._on):
             button.set_visibility(part.total > self._size)
         nothing = Markup('<p class="c-empty">{}</p>').format(self._view.say("parts.none_found"))
-        self._body.content = str(table_html(self._heads, part.rows) if part.rows else nothing)
+        self._body.content = str(self._draw(part.rows) if part.rows else nothing)
 
     async def restart(self) -> None:
         """Ask again, from the first row on: what is asked for has changed."""
@@ -190,7 +193,7 @@ class Paged:
 
 async def paged(view: View, heads: Sequence[Column], load: Load, *, search: bool = False, size: int = ROWS) -> Paged:
     """Show a table of any length. `load(offset, limit, search)` runs in a thread and gives a `Slice`."""
-    made = Paged(view, heads, load, search=search, size=size)
+    made = Paged(view, partial(table_html, heads), load, search=search, size=size)
     await made.refresh()
     return made
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 import httpx2 as httpx
@@ -24,12 +23,12 @@ from catena.serve.gateway.config import DeployConfig
 from catena.serve.governed import governed
 from catena.serve.rules import RULES, Rules
 from catena.serve.server import background
+from tests.serve.key_states import CLOSED, OPEN, credentials, keys_in_every_state
 
 from .conftest import Running, commands, mock
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-OPEN = ("active", "graced", "other model", "fewer actions")
-CLOSED = ("missing", "wrong secret", "expired", "revoked", "rotated", "unknown", "malformed", "twice")
+STATES = (*OPEN, "other model", "fewer actions", *CLOSED)
 FEWER: tuple[Action, ...] = ("models", "feedback")
 SCOPED = {"infer", "/v1/models/{name:path}"}
 """What needs a key for the model that is asked: an action, and a page about one model."""
@@ -57,27 +56,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @pytest.fixture(scope="module")
 def keys(store: Store) -> dict[tuple[str, str], str]:
     """What is sent for each role and state."""
-    made, book = {}, Keys(store.index)
+    book = Keys(store.index)
+    made = keys_in_every_state(book)
     for role in ROLES:
-
-        def new(state: str, role: Role = role, **options: Any) -> str:
-            return book.create(f"{role} {state}", role, **options)[0]
-
-        active = made[role, "active"] = new("active")
-        made[role, "other model"] = new("other model", models=("other*",))
-        made[role, "fewer actions"] = new("fewer actions", actions=FEWER)
-        made[role, "graced"] = new("graced")
-        book.rotate(f"{role} graced", grace=timedelta(hours=1))
-        made[role, "rotated"] = new("rotated")
-        book.rotate(f"{role} rotated")
-        made[role, "expired"] = new("expired", lifetime=timedelta(microseconds=1))
-        made[role, "revoked"] = new("revoked")
-        book.revoke(f"{role} revoked")
-        made[role, "wrong secret"] = active[:-2] + ("AA" if active[-2:] != "AA" else "BB")
-        made[role, "unknown"] = "ctn_000000000000_" + "a" * 43
-        made[role, "malformed"] = active.upper()
-        made[role, "missing"] = ""
-        made[role, "twice"] = active
+        made[role, "other model"] = book.create(f"{role} other model", role, models=("other*",))[0]
+        made[role, "fewer actions"] = book.create(f"{role} fewer actions", role, actions=FEWER)[0]
     return made
 
 
@@ -124,13 +107,6 @@ def expected(role: Role, state: str, method: str, path: str) -> set[int]:
     return set()
 
 
-def credentials(key: str, state: str) -> list[tuple[str, str]]:
-    if state == "missing":
-        return []
-    one = [("authorization", f"Bearer {key}")]
-    return [*one, ("x-api-key", key)] if state == "twice" else one
-
-
 async def asked(running: Running, key: str, state: str) -> list[tuple[str, str, httpx.Response]]:
     """Ask every path by every method; but for plain good keys, of those that a route does not have by one alone."""
     turn, head = asyncio.Semaphore(16), credentials(key, state)
@@ -150,7 +126,7 @@ async def asked(running: Running, key: str, state: str) -> list[tuple[str, str, 
         return await asyncio.gather(*(one(client, method, path) for method, path in sorted(pairs)))
 
 
-@pytest.mark.parametrize("state", [*OPEN, *CLOSED])
+@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("role", ROLES)
 def test_every_route_by_every_method_role_and_state(running: Running, keys: Any, role: Role, state: str) -> None:
     found = asyncio.run(asked(running, keys[role, state], state))

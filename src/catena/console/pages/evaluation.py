@@ -11,7 +11,7 @@ from nicegui import ui
 
 from catena.console import cells, parts
 from catena.console.page import page
-from catena.console.pages.samples import Filter, Listed, chips, sample_html
+from catena.console.pages.samples import Filter, chips, listed, sample_html
 from catena.console.parts import Column, Slice
 from catena.console.read.books import books
 from catena.console.read.evaluation import Board, EvaluationBook, EvaluationRow
@@ -225,27 +225,27 @@ async def _samples(view: View, book: EvaluationBook, found: Report) -> None:
     judged = bool((lines.scores == lines.scores).any())
     chosen = Filter(kind=view.query.get("show", ""), split="")
 
-    def load(offset: int, limit: int, search: str) -> tuple[list[Markup], int]:
+    def load(offset: int, limit: int, search: str) -> parts.Slice:
         kind: Any = chosen.kind if chosen.kind in ("right", "wrong") else ""
         part = book.samples.page(found, split=chosen.split, outcome=kind, search=search, offset=offset, limit=limit)
-        return [sample_html(view, line) for line in part.rows], part.total
+        return parts.Slice([sample_html(view, line) for line in part.rows], part.total)
 
     with parts.card():
-        listed = Listed(view, load, SAMPLES)
-        with listed.tools:
+        shown = listed(view, load, SAMPLES)
+        with shown.tools, ui.element("div").classes("c-filters"):
             if judged:
                 kinds = {"": total, "right": right, "wrong": total - right}
                 words = {key: view.say(f"evaluation.{key or 'all'}") for key in kinds}
-                chips(view, {key: f"{words[key]} {count:,}" for key, count in kinds.items()}, chosen, listed)
+                chips(view, {key: f"{words[key]} {count:,}" for key, count in kinds.items()}, chosen, shown)
             if len(counts) > 1:
-                _splits(view, list(counts), chosen, listed)
-        await listed.refresh()
+                _splits(view, list(counts), chosen, shown)
+        await shown.refresh()
 
 
-def _splits(view: View, names: Sequence[str], chosen: Filter, listed: Listed) -> None:
+def _splits(view: View, names: Sequence[str], chosen: Filter, shown: parts.Paged) -> None:
     async def changed(event: Any) -> None:
         chosen.split = event.value or ""
-        await listed.restart()
+        await shown.restart()
 
     options = {"": view.say("evaluation.all_tasks")} | {name: name for name in names}
     select = ui.select(options, value="", on_change=changed).props("dense outlined options-dense")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from markupsafe import Markup
+from nicegui import ui
 
 from catena.console import cells, parts
 from catena.console.page import page
 from catena.console.pages.evaluation import value_of
-from catena.console.pages.samples import Filter, Listed, chips, pair_html
+from catena.console.pages.samples import Filter, chips, listed, pair_html
 from catena.console.parts import Column
 from catena.console.read.books import books
 from catena.console.read.evaluation import Comparison, Gain
@@ -74,16 +75,16 @@ def _gain(view: View, gain: Gain) -> list[object]:
 async def _pairs(view: View, found: Comparison, pairs: Pairs) -> None:
     chosen = Filter(kind=view.query.get("show", "lost" if pairs.judged and pairs.counts()["lost"] else ""))
 
-    def load(offset: int, limit: int, search: str) -> tuple[list[Markup], int]:
+    def load(offset: int, limit: int, search: str) -> parts.Slice:
         kind: Any = chosen.kind
         part = pairs.page(split=chosen.split, pairing=kind, search=search, offset=offset, limit=limit)
-        return [pair_html(view, pair, found.names) for pair in part.rows], part.total
+        return parts.Slice([pair_html(view, pair, found.names) for pair in part.rows], part.total)
 
-    listed = Listed(view, load, PAIRS)
-    with listed.tools:
+    pages = listed(view, load, PAIRS)
+    with pages.tools, ui.element("div").classes("c-filters"):
         if pairs.judged:
             counts = pairs.counts()
             shown = {"": f"{view.say('evaluation.all')} {len(pairs):,}"}
             shown |= {kind: f"{view.say(f'evaluation.{kind}')} {counts[kind]:,}" for kind in PAIRINGS}
-            chips(view, shown, chosen, listed)
-    await listed.refresh()
+            chips(view, shown, chosen, pages)
+    await pages.refresh()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from nicegui import ui
 
 from catena.console import cells, parts
@@ -27,57 +27,16 @@ class Filter:
     split: str = ""
 
 
-class Listed:
-    """Samples below one another, with a search, page by page."""
-
-    def __init__(self, view: View, load: Callable[[int, int, str], tuple[Sequence[Markup], int]], size: int) -> None:
-        self._view, self._load, self._size = view, load, size
-        self._offset, self._words, self._asked = 0, "", 0
-        with ui.element("div").classes("c-tools"):
-            self.tools = ui.element("div").classes("c-filters")
-            label = view.say("parts.search")
-            box = ui.input(placeholder=label, on_change=self._searched).props("dense outlined clearable debounce=300")
-            box.props(f'aria-label="{label}"').classes("c-choice")
-            ui.element("div").classes("c-grow")
-            self._place = parts.html("").classes("c-place").props('aria-live="polite"')
-            self._back = parts.icon_button("chevron_left", view.say("parts.previous"), self._previous)
-            self._on = parts.icon_button("chevron_right", view.say("parts.next"), self._next)
-        self._body = parts.html("").classes("c-samples")
-
-    async def refresh(self) -> None:
-        """Ask again for what is shown."""
-        self._asked += 1
-        mine = self._asked
-        rows, total = await parts.read(self._load, self._offset, self._size, self._words)
-        if mine != self._asked:
-            return  # a later question is on its way
-        last = self._offset + len(rows)
-        place = {"first": f"{self._offset + 1:,}", "last": f"{last:,}", "total": f"{total:,}"}
-        self._place.content = str(escape(self._view.say("parts.rows_of", **place))) if rows else ""
-        self._back.set_enabled(self._offset > 0)
-        self._on.set_enabled(last < total)
-        nothing = Markup('<p class="c-empty">{}</p>').format(self._view.say("parts.none_found"))
-        self._body.content = str(Markup("").join(rows) or nothing)
-
-    async def restart(self) -> None:
-        """Ask from the beginning: what is wanted has changed."""
-        self._offset = 0
-        await self.refresh()
-
-    async def _searched(self, event: Any) -> None:
-        self._words = event.value or ""
-        await self.restart()
-
-    async def _previous(self) -> None:
-        self._offset = max(0, self._offset - self._size)
-        await self.refresh()
-
-    async def _next(self) -> None:
-        self._offset += self._size
-        await self.refresh()
+def listed(view: View, load: parts.Load, size: int) -> parts.Paged:
+    """Show samples below one another, with a search, page by page; filters go into its `tools`."""
+    return parts.Paged(view, _below_one_another, load, search=True, size=size)
 
 
-def chips(view: View, options: Mapping[str, str], chosen: Filter, listed: Listed) -> None:
+def _below_one_another(rows: Sequence[Markup]) -> Markup:
+    return Markup('<div class="c-samples">{}</div>').format(Markup("").join(rows))
+
+
+def chips(view: View, options: Mapping[str, str], chosen: Filter, shown: parts.Paged) -> None:
     """Show a row of choices, of which one is lit."""
     buttons: dict[str, ui.element] = {}
 
@@ -89,7 +48,7 @@ def chips(view: View, options: Mapping[str, str], chosen: Filter, listed: Listed
         async def pressed() -> None:
             chosen.kind = key
             light()
-            await listed.restart()
+            await shown.restart()
 
         return pressed
 

@@ -37,10 +37,11 @@ from catena.serve.errors import answer_to, http_exception, unexpected
 from catena.serve.gateway import gpus, meters
 from catena.serve.gateway.ask import ROUTES
 from catena.serve.gateway.cache import Cache
-from catena.serve.gateway.caching import CACHE_FILE, Cover, forget_clear, open_answers
+from catena.serve.gateway.caching import Cover, open_answers
 from catena.serve.gateway.call import Call
 from catena.serve.gateway.config import DeployConfig, ModelConfig
 from catena.serve.gateway.exchange import open_session
+from catena.serve.gateway.kept import CACHE_FILE, forget_clear
 from catena.serve.gateway.limits import Limits
 from catena.serve.gateway.meters import Meters
 from catena.serve.gateway.opinions import Opinions

@@ -6,19 +6,12 @@ in, bytes out: what they mean, and that they are sealed, is the cache's.
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import sqlite3
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from catena.core.registry import require
-from catena.serve.gateway.caching import CACHE_FILE, RETRY_S, TRIM_EVERY, open_file
-
-logger = logging.getLogger(__name__)
+from catena.serve.gateway.kept import CACHE_FILE, QUESTIONS, KeptInFile, KeptInRedis
 
 
 class Entry(NamedTuple):
@@ -47,103 +40,63 @@ class Questions(Protocol):
         ...
 
 
-class SqliteQuestions:
-    """A table beside the answers'. One thread does all of it."""
+class SqliteQuestions(KeptInFile):
+    """A table beside the answers'."""
 
     def __init__(self, file: Path, ttl_s: float, most: int, max_bytes: int) -> None:
-        self._ttl_s, self._most, self._max, self._writes = ttl_s, most, max_bytes, 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="catena-questions")
-        self._database = self._thread.submit(self._open, file).result()
-
-    def _open(self, file: Path) -> sqlite3.Connection:
-        database = open_file(file)
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS questions"
-            " (id INTEGER PRIMARY KEY AUTOINCREMENT, circle BLOB, until REAL, item BLOB)"
-        )
-        database.execute("CREATE INDEX IF NOT EXISTS questions_circle ON questions (circle, id)")
-        return database
+        super().__init__(file, QUESTIONS, max_bytes)
+        self._ttl_s, self._most = ttl_s, most
 
     async def since(self, circle: bytes, place: Any) -> Sequence[Entry]:
         """Return what a circle has behind a place."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._since, circle, place or 0)
+        return await self.run(self._since, circle, place or 0)
 
     def _since(self, circle: bytes, place: int) -> Sequence[Entry]:
         query = "SELECT id, until, item FROM questions WHERE circle=? AND id>? AND until>? ORDER BY id"
-        return [Entry(*row) for row in self._database.execute(query, (circle, place, time.time()))]
+        return [Entry(*row) for row in self.database.execute(query, (circle, place, time.time()))]
 
     async def add(self, circle: bytes, item: bytes) -> None:
         """Keep a question."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._add, circle, item)
+        await self.run(self._add, circle, item)
 
     def _add(self, circle: bytes, item: bytes) -> None:
         row = (circle, time.time() + self._ttl_s, item)
-        self._database.execute("INSERT INTO questions (circle, until, item) VALUES (?,?,?)", row)
+        self.database.execute("INSERT INTO questions (circle, until, item) VALUES (?,?,?)", row)
         oldest = "(SELECT id FROM questions WHERE circle=? ORDER BY id DESC LIMIT 1 OFFSET ?)"
-        self._database.execute(
-            f"DELETE FROM questions WHERE circle=? AND id<={oldest}",
-            (circle, circle, self._most),
-        )
-        self._writes += 1
-        if self._writes % TRIM_EVERY == 0:
-            self._trim()
-
-    def _trim(self) -> None:
-        self._database.execute("DELETE FROM questions WHERE until<=?", (time.time(),))
-        total = self._database.execute("SELECT COALESCE(SUM(LENGTH(item)),0) FROM questions").fetchone()[0]
-        if total <= self._max:
-            return
-        for id, size in self._database.execute("SELECT id, LENGTH(item) FROM questions ORDER BY id").fetchall():
-            self._database.execute("DELETE FROM questions WHERE id=?", (id,))
-            total -= size
-            if total <= self._max * 0.9:
-                break
-
-    async def close(self) -> None:
-        """Close the file."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
-        self._thread.shutdown()
+        beyond = f"DELETE FROM questions WHERE circle=? AND id<={oldest}"
+        self.database.execute(beyond, (circle, circle, self._most))
+        self.written()
 
 
-class RedisQuestions:
+class RedisQuestions(KeptInRedis):
     """A stream for each circle in a Redis that many gateways share; while it is away nothing is added."""
 
     def __init__(self, url: str, ttl_s: float, most: int) -> None:
-        redis = require("redis.asyncio")
+        super().__init__(url)
         self._ttl_s, self._most = ttl_s, most
-        self._client: Any = redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0)
-        self._again = 0.0
 
     async def since(self, circle: bytes, place: Any) -> Sequence[Entry]:
         """Return what a circle has behind a place."""
-        if time.monotonic() < self._again:
+        if self.away:
             return ()
         try:
-            rows = await self._client.xrange(_name(circle), min="-" if place is None else b"(" + place)
+            rows = await self.client.xrange(_name(circle), min="-" if place is None else b"(" + place)
         except Exception as error:  # noqa: BLE001  whatever the client raises: it is away
-            self._lost(error)
+            self.lost(error)
             return ()
         return [Entry(place, int(place.split(b"-")[0]) / 1000 + self._ttl_s, row[b"item"]) for place, row in rows]
 
     async def add(self, circle: bytes, item: bytes) -> None:
         """Keep a question."""
-        if time.monotonic() < self._again:
+        if self.away:
             return
         try:
-            async with self._client.pipeline(transaction=True) as both:
+            async with self.client.pipeline(transaction=True) as both:
                 both.xadd(_name(circle), {b"item": item}, maxlen=self._most, approximate=False)
                 both.pexpire(_name(circle), int(self._ttl_s * 1000))
                 await both.execute()
         except Exception as error:  # noqa: BLE001
-            self._lost(error)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
-
-    def _lost(self, error: Exception) -> None:
-        self._again = time.monotonic() + RETRY_S
-        logger.warning("the cache's Redis is away: %s", error)
+            self.lost(error)
 
 
 def _name(circle: bytes) -> bytes:
