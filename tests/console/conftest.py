@@ -137,6 +137,12 @@ class Visitor:
         self.page.wait_for_function("window.socket && window.socket.connected")
         return answer
 
+    def drop(self) -> None:
+        """Cut the connection to the server, and wait until there is a new one."""
+        again = "new Promise(done => window.socket.once('connect', done))"
+        self.page.evaluate(f"{{ window.again = {again}; window.socket.io.engine.close() }}")
+        self.page.evaluate("window.again.then(() => true)")
+
     @property
     def text(self) -> str:
         """What the page says."""

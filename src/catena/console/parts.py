@@ -300,10 +300,16 @@ async def confirm(view: View, title: str, text: str, act: str, *, tone: Tone = "
         with ui.element("div").classes("c-acts"):
             button(view.say("parts.cancel"), lambda: dialog.submit(False))
             button(act, lambda: dialog.submit(True), main=True, tone=tone)
+    return bool(await answer_to(dialog))
+
+
+async def answer_to(dialog: ui.dialog) -> Any:
+    """Open a dialog, and return what it was submitted with; None where it was closed, or the person went away."""
     try:
-        return bool(await dialog)
+        return await dialog
     finally:
-        dialog.delete()
+        if not dialog.is_deleted:  # it goes with the page of who went away
+            dialog.delete()
 
 
 def live(view: View, seconds: float, refresh: Callable[[], Awaitable[None]], action: Any) -> ui.timer:

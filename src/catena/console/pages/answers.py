@@ -240,10 +240,7 @@ class Opinion:
             with ui.element("div").classes("c-acts"):
                 parts.button(view.say("parts.cancel"), lambda: dialog.submit(None))
                 parts.button(view.say("playground.save"), lambda: dialog.submit(field.value), main=True)
-        try:
-            told = await dialog
-        finally:
-            dialog.delete()
+        told = await parts.answer_to(dialog)
         if told is not None and told.strip():
             self._correction = told
             await self._rate("down", told)
@@ -265,10 +262,7 @@ async def show_sources(view: View, digest: str, answer: str) -> None:
             parts.html(_source(view, one)).classes("c-source")
         with ui.element("div").classes("c-acts"):
             parts.button(view.say("playground.close"), lambda: dialog.submit(None), main=True)
-    try:
-        await dialog
-    finally:
-        dialog.delete()
+    await parts.answer_to(dialog)
 
 
 def _source(view: View, one: AnswerSource) -> Markup:

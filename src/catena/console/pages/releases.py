@@ -101,11 +101,8 @@ async def ask_reason(view: View, act: Act, words: Mapping[str, str]) -> str | No
             tone: cells.Tone = "plain" if act == "promote" else "bad"
             word = view.say(f"deployments.{act}")
             parts.button(word, lambda: dialog.submit(reason.value or ""), main=True, tone=tone)
-    try:
-        answer: str | None = await dialog
-        return answer
-    finally:
-        dialog.delete()
+    answer: str | None = await parts.answer_to(dialog)
+    return answer
 
 
 def _extra(release: Release, name: str, otherwise: Any = None) -> Any:

@@ -130,6 +130,8 @@ async def _curves(view: View, book: Books, found: RunState) -> Refresh:
             parts.empty(view.say("runs.reading"))
         await ui.context.client.connected()  # the page is there; the curves come to it
         metrics = await parts.read(book.curves.metrics, found)
+        if waiting.is_deleted:  # whoever asked has gone away meanwhile
+            return _nothing
         waiting.delete()
     else:
         metrics = await parts.read(book.curves.metrics, found)
@@ -159,6 +161,10 @@ async def _curves(view: View, book: Books, found: RunState) -> Refresh:
             ui.navigate.reload()  # the first curve has come
 
     return refresh
+
+
+async def _nothing(_: RunState) -> None:
+    """Refresh nothing."""
 
 
 def _logarithmic(shown: list[Any]) -> Callable[[Any], Awaitable[None]]:
