@@ -29,6 +29,8 @@ class EngineConfig(Config):
     Else they have 16, or what the model says (w8a8). Only where those layers have kernels of our own."""
     compile_step: bool = False
     """Compile the decode step in the background (minutes of a processor): a little faster, other in the last bits."""
+    ahead: bool = True
+    """On a GPU, launch the next step before the tokens of the last one are read."""
     block_size: int = Field(default=32, ge=1)
     """Tokens of one block of the key-value cache."""
     cache_bytes: int = Field(default=1 << 30, ge=1)

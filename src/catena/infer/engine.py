@@ -25,11 +25,13 @@ from typing import Any, NoReturn
 from catena.core.config import parse
 from catena.core.errors import EnvironmentProblem, UsageError
 from catena.core.generate import Completion, Delta, FinishReason, Request
+from catena.infer.ahead import Ahead
 from catena.infer.blocks import BlockPool
 from catena.infer.capacity import EngineConfig, blocks_and_context, context_of, end_tokens
 from catena.infer.codec import ModelCodec
 from catena.infer.embed import EmbedsTexts
 from catena.infer.linears import form_for, prepare_
+from catena.infer.lora import TakesAdapters
 from catena.infer.prompt import Prompter
 from catena.infer.runner import Output
 from catena.infer.sampler import INVALID, Choice, choose
@@ -42,7 +44,7 @@ from catena.infer.unpaged import runner_for
 logger = logging.getLogger(__name__)
 
 
-class Engine(EmbedsTexts):
+class Engine(EmbedsTexts, TakesAdapters):
     """A `Generator` and a `StreamingGenerator` over one model in memory."""
 
     def __init__(self, model: Any, tokenizer: Any, config: EngineConfig | None = None, draft: Any = None) -> None:
@@ -63,6 +65,7 @@ class Engine(EmbedsTexts):
             score_budget=max(1, config.score_bytes // (4 * rows)),
             prefix_cache=config.prefix_cache and self.runner.paged,
         )
+        self.ahead = Ahead(self.runner, wanted=config.ahead and config.speculation == "none")
         self.drafter = open_drafter(config, self.runner, draft, blocks)
         self.ends = end_tokens(model, tokenizer)
         self.codec = ModelCodec(tokenizer, rows, self.ends)
@@ -86,13 +89,15 @@ class Engine(EmbedsTexts):
         self._admit()
         if self.drafter is not None:
             self.drafter.propose([one for one in self.scheduler.running if guessable(one)], self.scheduler)
-        chunks = self.scheduler.schedule()
-        if chunks:
+        landed = self.ahead.land(self.scheduler)
+        if landed is not None:
+            self._collect(*landed)
+        chunks = self.scheduler.schedule() if self.ahead.flight is None else []
+        if chunks and not self.ahead.launch(chunks):
             output = self.runner.run(chunks)
             if self.drafter is not None:
                 self.drafter.follow(chunks)
             self._collect(chunks, output, choose(output))
-            self._counters.steps += 1
         self._counters.seconds += time.perf_counter() - began
 
     def _admit(self) -> None:
@@ -114,6 +119,7 @@ class Engine(EmbedsTexts):
 
     def _collect(self, chunks: list[Chunk], output: Output, chosen: list[list[Choice]]) -> None:
         """Append the new tokens, hand out text, and see off the finished."""
+        self._counters.steps += 1
         for chunk, entries in output.scored:
             chunk.sequence.prompt_logprobs += entries
         ended: dict[str, FinishReason] = {}
@@ -276,31 +282,6 @@ class Engine(EmbedsTexts):
                 self._guests -= 1
                 self._wake.notify_all()
 
-    def load_adapter(self, name: str, folder: Path) -> None:
-        """Let requests answer with a low-rank adapter, by name; while others are on their way.
-
-        Raises `UsageError` or `DataError` for an adapter that does not fit, or cannot stand beside others.
-        """
-        if not self.runner.paged:
-            raise UsageError("adapters need a paged cache, which this model cannot have", hint="Merge it.")
-        with self._stepping, self._wake:
-            self.runner.adapters.load(name, folder)
-            self._sweep()
-
-    def unload_adapter(self, name: str) -> None:
-        """Take an adapter away; who is on the way still answers with it. Raises `UsageError` where there is none."""
-        with self._stepping, self._wake:
-            self.runner.adapters.unload(name)
-            self._sweep()
-
-    def _sweep(self) -> None:
-        self.runner.adapters.sweep({ticket.sequence.adapter for ticket in self._tickets.values()})
-
-    @property
-    def adapters(self) -> list[str]:
-        """Names of the adapters that requests may ask for."""
-        return self.runner.adapters.names
-
     def stats(self) -> Mapping[str, float]:
         """Return counters (names end in `_total`) and gauges."""
         pool = self.scheduler.pool
@@ -316,6 +297,7 @@ class Engine(EmbedsTexts):
             "cache_blocks_used": pool.total - pool.free,
             "preemptions_total": self.scheduler.preemptions,
             "cached_tokens_total": self.scheduler.reused,
+            "steps_ahead_total": self.ahead.count,
             **self._counters.stats(),
         }
 
@@ -378,6 +360,7 @@ class Engine(EmbedsTexts):
             tickets = list(self._tickets.values())
             self._tickets.clear()
             self._inbox.clear()
+        self.ahead.flight = None
         self.scheduler.remove([ticket.sequence.id for ticket in tickets])
         for ticket in tickets:
             text = ticket.text.text if ticket.text is not None else ""

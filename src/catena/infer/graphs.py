@@ -76,14 +76,21 @@ class GraphStep:
         """Whether there is, or may be, a graph for so many sequences."""
         return not self.broken and rows <= SIZES[-1]
 
-    def __call__(self, row: Many[Chunk]) -> Tensor | None:
-        """Return logits `[rows, vocabulary]`, good until the next step; None where the model cannot be recorded."""
+    def __call__(self, row: Many[Chunk], tokens: Tensor | None = None) -> Tensor | None:
+        """Return logits `[rows, vocabulary]`, good until the next step; None where the model cannot be recorded.
+
+        `tokens` `[rows]` on the device are taken in place of the chunks', where the host does not know them yet.
+        """
         size = SIZES[bisect_left(SIZES, len(row))]
         width = max(-(-chunk.stop // self._cache.block_size) for chunk in row)  # what lies beyond is not read
         unused = [0, 0, self._spare * self._cache.block_size, 1, *[self._spare] * width]
-        host = torch.tensor([self._numbers(chunk, width) for chunk in row] + [unused] * (size - len(row)))
+        known = [0] * len(row) if tokens is not None else [chunk.ids[0] for chunk in row]
+        rows = [self._numbers(chunk, token, width) for chunk, token in zip(row, known, strict=True)]
+        host = torch.tensor(rows + [unused] * (size - len(row)))
         host = host.pin_memory() if self._table.is_cuda else host
         self._table[:size, : HEAD + width].copy_(host, non_blocking=True)
+        if tokens is not None:
+            self._table[: len(row), 0] = tokens.clamp(min=0)  # -1 of broken logits is no index
         if size not in self._steps:
             try:
                 self._steps[size] = self.record(lambda: self._run(size))
@@ -93,11 +100,11 @@ class GraphStep:
                 return None
         return self._steps[size]()[: len(row)]
 
-    def _numbers(self, chunk: Chunk, width: int) -> list[int]:
+    def _numbers(self, chunk: Chunk, token: int, width: int) -> list[int]:
         at, size = chunk.start, self._cache.block_size
         blocks = chunk.sequence.blocks[:width]
         table = blocks + [self._spare] * (width - len(blocks))
-        return [chunk.ids[0], at, blocks[at // size] * size + at % size, chunk.stop, *table]
+        return [token, at, blocks[at // size] * size + at % size, chunk.stop, *table]
 
     def _run(self, size: int) -> Tensor:
         table = self._table[:size]

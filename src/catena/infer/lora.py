@@ -14,13 +14,16 @@ import threading
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from catena.core.errors import DataError, UsageError, did_you_mean
 from catena.infer.scheduler import Chunk
+
+if TYPE_CHECKING:
+    from catena.infer.engine import Engine
 
 BEFORE, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
@@ -116,6 +119,38 @@ class AdapterBank:
             return output
 
         return add
+
+
+class TakesAdapters:
+    """What lets an engine's requests answer with adapters."""
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Let requests answer with a low-rank adapter, by name; while others are on their way.
+
+        Raises `UsageError` or `DataError` for an adapter that does not fit, or cannot stand beside others.
+        """
+        engine = cast("Engine", self)
+        if not engine.runner.paged:
+            raise UsageError("adapters need a paged cache, which this model cannot have", hint="Merge it.")
+        with engine._stepping, engine._wake:
+            engine.runner.adapters.load(name, folder)
+            self._sweep()
+
+    def unload_adapter(self, name: str) -> None:
+        """Take an adapter away; who is on the way still answers with it. Raises `UsageError` where there is none."""
+        engine = cast("Engine", self)
+        with engine._stepping, engine._wake:
+            engine.runner.adapters.unload(name)
+            self._sweep()
+
+    def _sweep(self) -> None:
+        engine = cast("Engine", self)
+        engine.runner.adapters.sweep({ticket.sequence.adapter for ticket in engine._tickets.values()})
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters that requests may ask for."""
+        return cast("Engine", self).runner.adapters.names
 
 
 def _read(folder: Path, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:

@@ -95,18 +95,30 @@ def _adjust_row(row: Tensor, sequence: Running) -> None:
         row.masked_fill_(~sequence.matcher.allowed(len(row)).to(row.device), -torch.inf)
 
 
-@torch.inference_mode()
 def sample(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]) -> list[int]:
-    """Choose a token for each row of `logits` `[rows, vocabulary]`; `draws` are uniform in [0, 1).
+    """Choose a token for each row of `logits` `[rows, vocabulary]`; `draws` are uniform in [0, 1)."""
+    return sampled(logits, params, draws).tolist()
+
+
+@torch.inference_mode()
+def sampled(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]) -> Tensor:
+    """Return the tokens `[rows]` on the device of the logits, without waiting for it.
 
     Temperature first, then top-k, then top-p (Holtzman et al. 2020) and min-p (arXiv 2407.01082) on what top-k left.
     """
     best, tokens = logits.max(dim=-1)
-    rows = [index for index, param in enumerate(params) if param.temperature > 0]
-    if rows:
-        chosen = _draw(logits[rows].float(), [params[index] for index in rows], [draws[index] for index in rows])
+    warm = [index for index, param in enumerate(params) if param.temperature > 0]
+    if warm:
+        rows = moved(warm, logits.device, torch.long)
+        chosen = _draw(logits[rows].float(), [params[index] for index in warm], [draws[index] for index in warm])
         tokens[rows] = chosen
-    return torch.where(torch.isfinite(best), tokens, INVALID).tolist()
+    return torch.where(torch.isfinite(best), tokens, INVALID)
+
+
+def moved(values: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return numbers of the host on a device; what was launched there before is not waited for."""
+    host = torch.tensor(values, dtype=dtype)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def _draw(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]) -> Tensor:
@@ -114,7 +126,7 @@ def _draw(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[floa
     size = logits.shape[-1]
 
     def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=logits.dtype, device=logits.device)[:, None]
+        return moved(values, logits.device, logits.dtype)[:, None]
 
     # Subtracting the maximum first keeps a tiny temperature from overflowing.
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / column([param.temperature for param in params])
