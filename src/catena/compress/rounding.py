@@ -12,7 +12,7 @@ from catena.compress.folds import find
 from catena.core.stage import Context
 from catena.models import quant
 from catena.models.packed import PackedLinear, finite
-from catena.models.quant_int import Int4Linear, Int8Linear, round_int4
+from catena.models.quant_int import Int4Linear, Int8Linear, group_scale, round_int4
 
 if TYPE_CHECKING:
     from catena.compress.quantize import QuantizeConfig
@@ -43,13 +43,14 @@ def _block(block: Block, probe: Block, cfg: QuantizeConfig, chosen: set[str]) ->
         awq.scale_block_(block, folds, measured, names, cfg.group_size)
     for name in sorted(names):
         layer = block.linears()[name]
-        block.module.set_submodule(name, _rounded(layer, measured[name], cfg))
+        block.module.set_submodule(name, _rounded(name, layer, measured[name], cfg))
 
 
-def _rounded(linear: nn.Linear, inputs: Measured, cfg: QuantizeConfig) -> PackedLinear:
+def _rounded(name: str, linear: nn.Linear, inputs: Measured, cfg: QuantizeConfig) -> PackedLinear:
     weight = linear.weight.detach().float()
     if cfg.method == "awq":
-        scale = awq.best_cut(weight, inputs.gram, cfg.group_size)
+        cut = awq.cuts(name)
+        scale = awq.best_cut(weight, inputs.gram, cfg.group_size) if cut else group_scale(weight, cfg.group_size)
         return Int4Linear.of(round_int4(weight, scale), scale, linear)
     if cfg.method == "gptq" and cfg.scheme == "int4":
         return Int4Linear.of(*solver.gptq_groups(weight, inputs.gram, cfg.group_size), linear)
