@@ -4,8 +4,7 @@
 
 Half of the requests are streams. A request is lost where it gets no first token; a stream that is cut after its first
 token is counted by itself, since nothing can be done about it. First replicas are only killed from outside; then one
-request in a hundred kills its replica as well. A kill from outside that hits a replica while a suspect is alone on it
-is taken for the deed of the suspect.
+request in a hundred crashes its replica as well (SIGSEGV).
 
 The same once more with all that governs on (keys, limits, durable audit, moderation), while a batch is worked on: each
 request must be in the audit once, with its answer, and each line of the batch must have one result.

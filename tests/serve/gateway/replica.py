@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import sys
 import time
@@ -49,6 +50,13 @@ def text_for(prompt: str) -> str:
     return f"you said {prompt[:200]} to {options.model}"
 
 
+def crash() -> None:
+    """End as native code ends that reads where nothing is."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(60)
+
+
 async def respond(send: Any, status: int, body: Any, kind: bytes = b"application/json") -> None:
     data = body if isinstance(body, bytes) else orjson.dumps(body)
     headers = [(b"content-type", kind), (b"content-length", b"%d" % len(data))]
@@ -76,7 +84,7 @@ async def stream(send: Any, body: dict[str, Any], text: str, cut: bool) -> None:
         if options.token_s:
             await asyncio.sleep(options.token_s)
         if cut and number == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            crash()
     await out(event({}, "stop") + b"data: [DONE]\n\n", more=False)
 
 
@@ -111,7 +119,7 @@ async def answer(path: str, body: dict[str, Any], scope: Any, send: Any) -> None
     told = re.search(r"\b(die|sleep|status|hang|sick|cut)\b ?([\d.]*)", prompt) if options.obey else None
     word, number = (told[1], float(told[2] or 0)) if told else ("", 0.0)
     if word == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
+        crash()
     if word == "sick":
         sick = True
     if word == "hang":

@@ -101,6 +101,33 @@ def test_who_has_company_at_a_second_death_is_not_convicted() -> None:
     assert poison.suspect(b"c", 2)
 
 
+def test_deaths_from_outside_are_excused_twice_in_a_row_and_then_no_more() -> None:
+    poison = Poison(60)
+    for now in range(2):
+        poison.died([b"a"], now, excused=True)
+        assert not poison.suspect(b"a", now)
+    poison.answered(b"a")
+    for now in range(2):
+        poison.died([b"a"], now, excused=True)
+    assert not poison.suspect(b"a", 2)
+    poison.died([b"a", b"b"], 3, excused=True)
+    assert poison.suspect(b"a", 3)
+    assert not poison.suspect(b"b", 3)
+    poison.died([b"a"], 4, excused=True)
+    assert poison.convicted(b"a", 4)
+    assert not poison.convicted(b"a", 64)
+
+
+def test_a_death_from_outside_while_a_suspect_is_alone_is_none_of_its_deeds() -> None:
+    poison = Poison(60)
+    poison.died([b"a"], 0)
+    poison.died([b"a"], 1, excused=True)
+    assert poison.suspect(b"a", 1)
+    assert not poison.convicted(b"a", 1)
+    poison.died([b"a"], 2)
+    assert poison.convicted(b"a", 2)
+
+
 def test_the_same_request_many_times_on_one_replica_is_one_death() -> None:
     poison = Poison(60)
     poison.died([b"a"] * 5, 0)

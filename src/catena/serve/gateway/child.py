@@ -15,6 +15,7 @@ import aiohttp
 import orjson
 
 from catena.core.errors import EnvironmentProblem, RemoteError
+from catena.serve.gateway.endings import from_outside, memory_kills
 from catena.serve.gateway.process import Process, spawn
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Child:
         self._process: Process | None = None
         self._readers: list[asyncio.Task[None]] = []
         self._said: asyncio.Future[Started] | None = None
+        self._memory_kills = memory_kills()
         self.last_words: list[str] = []
         """The last lines of its standard error."""
 
@@ -52,6 +54,14 @@ class Child:
     def code(self) -> int | None:
         """How it ended; None while it runs."""
         return self._process.returncode if self._process else None
+
+    def lived(self, kills: int | None) -> None:
+        """Note that it answered after the kernel's count was `kills`: those were other processes."""
+        self._memory_kills = kills
+
+    def ended_by_others(self) -> bool:
+        """Tell whether somebody ended it from outside, as far as can be known."""
+        return from_outside(self.code, self._memory_kills, memory_kills())
 
     async def start(self, seconds: float) -> Started:
         """Start it and wait for its line. Raises `EnvironmentProblem` where it ends, or says nothing for so long."""

@@ -3,6 +3,9 @@
 Whoever was running when a replica died is a suspect. A suspect is tried once more, alone on a replica; a good answer
 clears it. If that replica dies as well, it is convicted: nobody gets it again for a while. Where it could not be alone
 (nobody waits for ever) it stays a suspect, and is not tried a third time at once.
+
+A death from outside (`endings.py`) says nothing about who was running, so it is excused. But only `EXCUSES` times in a
+row: something outside may end replicas because of what a request does to them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 MOST = 10_000
+EXCUSES = 2
 
 
 def fingerprint(model: str, body: bytes) -> bytes:
@@ -25,14 +29,12 @@ class Poison:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._strikes: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        self._excused: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
         self.convictions = 0
 
     def strikes(self, mark: bytes, now: float) -> int:
         """Return how many replicas have died of a request, as far as is known."""
-        if not self._strikes:
-            return 0
-        count, until = self._strikes.get(mark, (0, 0.0))
-        return count if until > now else 0
+        return _count(self._strikes, mark, now)
 
     def suspect(self, mark: bytes, now: float) -> bool:
         """Tell whether a request should be alone."""
@@ -42,19 +44,37 @@ class Poison:
         """Tell whether nobody should get a request."""
         return self.strikes(mark, now) >= 2
 
-    def died(self, marks: Iterable[bytes], now: float) -> None:
-        """Note what a replica was doing when it died."""
+    def died(self, marks: Iterable[bytes], now: float, *, excused: bool = False) -> None:
+        """Note what a replica was doing when it died; `excused` where somebody ended it from outside."""
         running = set(marks)
+        if excused:
+            running = {mark for mark in running if not self._excuse(mark, now)}
         for mark in running:
             before = self.strikes(mark, now)
             count = before + 1 if before == 0 or len(running) == 1 else before
             self.convictions += count == 2 and before == 1
-            self._strikes[mark] = (count, now + self._seconds)
-            self._strikes.move_to_end(mark)
-        while len(self._strikes) > MOST:
-            self._strikes.popitem(last=False)
+            self._note(self._strikes, mark, count, now)
 
     def answered(self, mark: bytes) -> None:
         """Note a good answer: it was not this one."""
-        if self._strikes:
-            self._strikes.pop(mark, None)
+        for kept in (self._strikes, self._excused):
+            if kept:
+                kept.pop(mark, None)
+
+    def _excuse(self, mark: bytes, now: float) -> bool:
+        """Tell whether a death from outside is no reason to suspect a request."""
+        count = _count(self._excused, mark, now)
+        if count < EXCUSES:
+            self._note(self._excused, mark, count + 1, now)
+        return count < EXCUSES
+
+    def _note(self, kept: OrderedDict[bytes, tuple[int, float]], mark: bytes, count: int, now: float) -> None:
+        kept[mark] = (count, now + self._seconds)
+        kept.move_to_end(mark)
+        while len(kept) > MOST:
+            kept.popitem(last=False)
+
+
+def _count(kept: OrderedDict[bytes, tuple[int, float]], mark: bytes, now: float) -> int:
+    count, until = kept.get(mark, (0, 0.0)) if kept else (0, 0.0)
+    return count if until > now else 0

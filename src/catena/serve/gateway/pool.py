@@ -26,6 +26,7 @@ from catena.core.errors import CatenaError
 from catena.serve.gateway.breaker import Breaker
 from catena.serve.gateway.child import Child, Started, healthy, prewarm
 from catena.serve.gateway.config import BreakerConfig, ModelConfig, RoutingConfig
+from catena.serve.gateway.endings import memory_kills, told
 from catena.serve.gateway.line import Line
 from catena.serve.gateway.poison import Poison
 from catena.serve.gateway.router import Backend, Lease, Router
@@ -194,8 +195,7 @@ class Pool:
             self._answers(slot, started, served)
             await _either(slot.leaving.wait(), child.ended(), self._until_sick(slot, started.url))
         if not slot.leaving.is_set():
-            code = child.code
-            slot.problem = "does not answer /health" if code is None else f"ended with code {code}"
+            slot.problem = told(child.code, child.ended_by_others())
             return
         await self._idle(slot)
 
@@ -239,7 +239,10 @@ class Pool:
             await asyncio.sleep(settings.health_s)
             if slot.backend is not None and not slot.backend.ready:
                 return
+            kills = memory_kills()
             failures = 0 if await healthy(self._session, url, settings.health_timeout_s) else failures + 1
+            if slot.child is not None and not failures:
+                slot.child.lived(kills)
 
     def _answers(self, slot: Slot, started: Started, served: str, key: str = "") -> None:
         slot.backend = Backend(
@@ -263,6 +266,7 @@ class Pool:
             if slot.leaving.is_set():
                 backend.ready = False
             else:
+                backend.ended_by_others = slot.child is not None and slot.child.ended_by_others()
                 self._bury(backend)
             self.router.forget(backend.id)
             self.line.wake()
@@ -271,7 +275,8 @@ class Pool:
     def _bury(self, backend: Backend) -> None:
         """Note, once, that a replica died, and who was on it."""
         if backend.ready and backend.in_flight:
-            self.poison.died(list(backend.in_flight.values()), time.monotonic())
+            marks = list(backend.in_flight.values())
+            self.poison.died(marks, time.monotonic(), excused=backend.ended_by_others)
         backend.ready = False
 
     # -- requests ----------------------------------------------------------------------------------------------------
@@ -321,7 +326,8 @@ class Pool:
             self.line.ended()
 
     async def inquire(self, backend: Backend) -> bool:
-        """Tell whether a replica whose connection broke is dead. Whoever is on it then is a suspect."""
+        """Tell whether a replica whose connection broke is dead. Whoever is on it then is a suspect, unless it was
+        ended from outside."""
         if self.config.owned:
             deadline = time.monotonic() + INQUIRY_S
             while backend.ready and time.monotonic() < deadline:

@@ -128,19 +128,22 @@ class Relay:
                 try:
                     await self._attempt(call, pool, lease, suffix, reply)
                 except Failed as error:
-                    problem = error
+                    problem, others = error, False
                     if error.unreached:
                         lease.unreached()
                     if error.lost or error.unreached:
-                        call.deaths += await pool.inquire(lease.backend) and error.lost
+                        dead = await pool.inquire(lease.backend)
+                        others = lease.backend.ended_by_others
+                        call.deaths += dead and error.lost and not others
                     if not error.busy:
                         lease.record(good=False)
-                        call.failures += 1
+                        call.failures += not others
                 else:
                     pool.poison.answered(mark)
                     return
-            # Who was never reached has not been asked; but not for ever.
-            left -= not (problem.unreached and time.monotonic() < until)
+            # Who was never reached has not been asked, and whose replica was ended by others has not failed; but not
+            # for ever.
+            left -= not ((problem.unreached or others) and time.monotonic() < until)
             if left <= 0 and call.deaths < 2:
                 if problem.busy:
                     raise Overloaded(f"every replica of {pool.name!r} is busy", pool.line.retry_after()) from problem

@@ -37,6 +37,8 @@ class Backend:
     key: str = ""
     """Bearer key that it wants."""
     ready: bool = True
+    ended_by_others: bool = False
+    """It is gone, and somebody ended it from outside: none of its requests did."""
     running: int = 0
     work: float = 0.0
     """Tokens that are still expected of it, roughly."""
