@@ -15,7 +15,7 @@ from catena.govern.audit.log import Log
 from catena.govern.audit.reading import entries
 from catena.govern.audit.rewrap import rewrap
 from catena.govern.audit.verify import verify
-from tests.govern.test_audit import CONFIG, fill, open_log as open_log, root as root
+from tests.govern.logs import CONFIG, fill, open_log as open_log, root as root
 
 Open = Callable[..., Log]
 Patch = pytest.MonkeyPatch

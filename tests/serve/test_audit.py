@@ -27,8 +27,8 @@ from catena.serve.governed import governed
 from catena.serve.middleware.audit import Audit, said
 from catena.serve.server import background
 
+from .asking import eventually
 from .scripted import Scripted
-from .test_openai import eventually
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Where is my parcel?"}]}
 ANSWER = "It is on its way, and 你好."

@@ -16,8 +16,8 @@ from catena.infer.engine import Engine
 from catena.serve.app import build_app
 from catena.serve.server import background
 
+from .asking import ASK, JSON, post
 from .scripted import Scripted
-from .test_openai import ASK, JSON, post
 
 SCHEMA = {
     "type": "object",

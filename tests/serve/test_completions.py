@@ -12,7 +12,7 @@ import torch
 from catena.infer.engine import Engine
 from catena.serve.completions import name_of, offsets
 
-from .test_openai import JSON
+from .asking import JSON
 
 PROMPT = "what does 你好 do"
 

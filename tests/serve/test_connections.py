@@ -16,7 +16,7 @@ from catena.serve.app import build_app
 from catena.serve.config import ServeConfig
 from catena.serve.server import background
 
-from .test_openai import ASK, before_each_step, eventually, head
+from .asking import ASK, before_each_step, eventually, head
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from catena.infer.engine import Engine
 from catena.serve.app import build_app
 from catena.serve.server import background
 
-from .test_openai import before_each_step
+from .asking import before_each_step
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 ROUTES = [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": ["hello", "bye"]})]

@@ -17,7 +17,7 @@ from catena.serve.config import ServeConfig
 from catena.serve.hosts import BOUND, LoopbackHosts, host_name
 from catena.serve.server import background
 
-from .test_openai import ASK, eventually, head, post
+from .asking import ASK, eventually, head, post
 
 
 def exchange(url: str, request: bytes) -> tuple[int, bytes]:

@@ -21,8 +21,8 @@ from catena.serve.server import background
 from tests.infer.test_embed import bert_config
 from tests.infer.test_seq2seq import model_of
 
+from .asking import ASK, post
 from .scripted import Scripted
-from .test_openai import ASK, post
 
 
 def test_vectors_come_as_numbers_and_in_base64(url: str, client: openai.OpenAI, engine: Engine) -> None:

@@ -25,8 +25,8 @@ from catena.serve.governed import governed
 from catena.serve.middleware.moderation import Moderation
 from catena.serve.server import background
 
+from .asking import eventually
 from .scripted import Scripted
-from .test_openai import eventually
 
 GOOD = "The parcel comes tomorrow, as was said before, and nobody has to wait any longer."
 BAD = "The parcel comes tomorrow, you f u c k i n g fool. Nothing more is said about it here, is it?"

@@ -14,9 +14,9 @@ from catena.core.generate import Completion, Delta, Request, TokenLogprob
 from catena.serve.app import build_app
 from catena.serve.server import background
 
+from .asking import JSON
 from .scripted import Scripted
 from .test_chat_forms import SAID, SCHEMA
-from .test_openai import JSON
 
 TOOLS: list[Any] = [{"type": "function", "name": "weather", "parameters": SCHEMA}]
 
