@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,19 @@ def context(store: Store, tmp_path: Path) -> Context:
     workdir = tmp_path / "workdir"
     workdir.mkdir()
     return Context(store, workdir, 7, Events(tmp_path / "events.jsonl"), "test")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 3 MiB. Where none can be mounted the test is skipped, and fails when CI is set."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "catena-test", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        reason = "a small disk cannot be mounted here: it needs root"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.fixture(scope="session")

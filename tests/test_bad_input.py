@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,21 +178,6 @@ def test_every_complaint_has_a_hint(line: str, catena: Catena, tmp_path: Path) -
     done = catena(*line.split())
     assert done.returncode in (2, 3)
     complaint(done)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MiB. Where none can be mounted the test is skipped, and fails when CI is set."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = (
-        os.geteuid() == 0
-        and not subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], check=False).returncode
-    )
-    if not mounted:
-        pytest.fail("cannot mount a tmpfs") if os.environ.get("CI") else pytest.skip("mounting a disk needs root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_full_disk_is_said_and_what_was_there_stays(small_disk: Path) -> None:

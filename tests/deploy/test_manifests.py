@@ -18,6 +18,8 @@ import pytest
 import yaml
 
 from catena.core.config import parse
+from catena.govern.audit.log import Log
+from catena.govern.config import AuditConfig
 from catena.serve.gateway.app import Gateway
 from catena.serve.gateway.config import DeployConfig
 
@@ -176,10 +178,12 @@ def test_the_dashboard_asks_only_for_what_there_is(tmp_path: Path) -> None:
     gateway = Gateway(parse(DeployConfig, {"models": {"m": {"urls": ["http://x"]}}}), state=tmp_path, commands=_none)
     told = {family.name for family in [*gateway.meters.families(), *gauges(gateway.pools)]}
     told |= {name for name, _, _ in NAMES.values()}
+    with Log(tmp_path / "w", AuditConfig()) as log:
+        told |= {f"catena_audit_{name}" for name in log.status()}
     dashboard = json.loads((ROOT / "deploy" / "grafana" / "gateway.json").read_text())
     asked = set(re.findall(r"catena_\w+", " ".join(t["expr"] for p in dashboard["panels"] for t in p["targets"])))
     assert {re.sub(r"_bucket$", "", name) for name in asked} <= told
-    assert len(dashboard["panels"]) == 12
+    assert len(dashboard["panels"]) == 13
 
 
 def _none(name: str, model: Any) -> tuple[str, ...]:

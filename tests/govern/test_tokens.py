@@ -170,6 +170,19 @@ def test_the_last_keys_go_on_while_the_provider_is_away(tokens_of: Callable[...,
     assert tokens(token()).subject == "ada"
 
 
+@pytest.mark.parametrize("told", [{}, {"jwks_uri": "/etc/keys.json"}, {"jwks_uri": "file:///etc/keys.json"}])
+def test_a_provider_cannot_make_us_read_our_own_files(told: dict[str, str]) -> None:
+    asked: list[str] = []
+
+    def answers(url: str) -> Any:
+        asked.append(url)
+        return {"issuer": ISSUER, **told} if "openid" in url else public_keys()
+
+    with pytest.raises(Denied, match="does not show"):
+        Tokens(JwtConfig(issuer=ISSUER, audience=AUDIENCE), answers)(token())
+    assert [url for url in asked if "openid" not in url] == []
+
+
 def test_an_issuer_without_an_audience_is_refused() -> None:
     with pytest.raises(ValueError, match="needs an audience"):
         JwtConfig(issuer=ISSUER)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -369,24 +368,6 @@ def test_index_that_is_not_a_database_gives_one_clear_error(store: Store) -> Non
 
 
 # -- full and read-only disks ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    done = subprocess.run(
-        [mount or "false", "-t", "tmpfs", "-o", "size=2m", "catena-test", str(folder)], capture_output=True, check=False
-    )
-    if done.returncode != 0:
-        message = f"a tmpfs cannot be mounted here: {done.stderr.decode().strip()}"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_full_disk_is_one_clear_error_and_leaves_nothing_half_written(small_disk: Path, put_documents: Put) -> None:

@@ -125,7 +125,9 @@ class Tokens:
             about = self._fetch(self._config.issuer.rstrip("/") + "/.well-known/openid-configuration")
             if not isinstance(about, dict) or about.get("issuer") != self._config.issuer:
                 raise RemoteError("the provider's configuration is of another issuer")
-            source = str(about["jwks_uri"])
+            source = str(about.get("jwks_uri", ""))
+            if not source.startswith(("https://", "http://")):  # above all no file of ours
+                raise RemoteError("the provider's configuration names no http(s) URL of its keys")
         found: dict[str, Any] = {}
         told = self._fetch(source)
         for one in told.get("keys", ()) if isinstance(told, dict) else ():

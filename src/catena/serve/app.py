@@ -37,7 +37,7 @@ from catena.serve.endpoint import Counters, Endpoint
 from catena.serve.errors import answer_to, http_exception, unexpected
 from catena.serve.hosts import LoopbackHosts
 from catena.serve.middleware.auth import asks_for_keys
-from catena.serve.middleware.exchange import principal_of
+from catena.serve.middleware.exchange import exchange_of, principal_of
 from catena.serve.models import Models
 from catena.serve.openapi import document, page
 from catena.serve.responses import Responses
@@ -107,7 +107,8 @@ def build_app(
         return JSONResponse({"status": status, "models": alive}, 200 if good else 503)
 
     async def show_metrics(request: Request) -> Response:
-        return PlainTextResponse(metrics.render(models, counters), media_type=metrics.CONTENT_TYPE)
+        text = metrics.render(models, counters) + exchange_of(request.scope).metrics
+        return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
 
     async def show_document(request: Request) -> Response:
         return JSONResponse(document(kinds, PAGES, served.names(), secured=secured))

@@ -25,6 +25,11 @@ def render(models: Mapping[str, StreamingGenerator], counters: Counters) -> str:
     return "".join(_family(name, samples) for name, samples in sorted(series.items()))
 
 
+def render_status(part: str, values: Mapping[str, float]) -> str:
+    """Return what one part of a server counts: `values` by the end of their names."""
+    return "".join(_family(f"catena_{part}_{name}", [({}, value)]) for name, value in sorted(values.items()))
+
+
 def _family(name: str, samples: Iterable[tuple[Labels, float]]) -> str:
     kind = "counter" if name.endswith("_total") else "gauge"
     return "".join([f"# TYPE {name} {kind}\n", *(f"{name}{_labels(labels)} {value:g}\n" for labels, value in samples)])

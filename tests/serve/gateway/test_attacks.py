@@ -24,7 +24,7 @@ from catena.serve.governed import governed
 from catena.serve.rules import Rules
 from catena.serve.server import background
 
-from .conftest import Running, commands, mock
+from .conftest import Running, commands, eventually, mock
 
 CONFIG = GovernConfig(auth=AuthConfig(on=True), audit=AuditConfig(on=True), moderation=ModerationConfig(on=True))
 CHAT = "/v1/chat/completions"
@@ -34,12 +34,15 @@ class Target(Running):
     """The gateway that is attacked, with a key."""
 
     key: str
+    """Of a user who may ask one model."""
+    wide: str
+    """Of a user who may ask any."""
     store: Store
 
-    def post(self, body: bytes, *heads: str, path: str = CHAT) -> tuple[int, bytes, bytes]:
+    def post(self, body: bytes, *heads: str, path: str = CHAT, key: str = "") -> tuple[int, bytes, bytes]:
         """Send bytes as they are; returns status, head and body of the answer."""
         host, port = self.url.removeprefix("http://").split(":")
-        lines = [f"POST {path} HTTP/1.1", f"host: {host}:{port}", f"authorization: Bearer {self.key}", *heads]
+        lines = [f"POST {path} HTTP/1.1", f"host: {host}:{port}", f"authorization: Bearer {key or self.key}", *heads]
         lines += ["content-type: application/json", f"content-length: {len(body)}", "connection: close", "", ""]
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall("\r\n".join(lines).encode("latin-1") + body)
@@ -56,12 +59,13 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("attacks")
     store = init_store(folder / ".catena")
     key = Keys(store.index).create("mallory", "user", models=("m",))[0]
+    wide = Keys(store.index).create("oscar", "user")[0]
     deploy = parse(DeployConfig, {"port": 0, "models": {"m": mock()}})
     with governed(store, CONFIG, deploy.http) as middleware:
         gateway = Gateway(deploy, state=folder / "state", commands=commands, middleware=middleware)
         with background(gateway, beside=gateway.running(), config=deploy.http) as url:
             made = Target(url, gateway)
-            made.key, made.store = key, store
+            made.key, made.wide, made.store = key, wide, store
             made.ready(1)
             yield made
             made.client.close()
@@ -98,10 +102,23 @@ def test_what_somebody_writes_stands_in_no_log_line_of_its_own(
     target: Target, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="catena")
-    name = "m\n2026-01-01 ERROR forged"
-    assert target.post(json.dumps({"model": name, "messages": []}).encode())[0] in (403, 404)
-    target.post(chat("hi", user="x\nforged"), "traceparent: 00-\x01\x02forged")
-    assert not any("\n" in record.getMessage() and "forged" in record.getMessage() for record in caplog.records)
+    name = "m\n2026-01-01 ERROR \x1b[31mforged\r"
+    body = json.dumps({"model": name, "messages": []}).encode()
+    assert target.post(body)[0] == 403
+    assert target.post(body, key=target.wide)[0] == 404
+    line = json.dumps({"custom_id": name, "method": "POST", "url": CHAT, "body": {"model": name, "messages": []}})
+    form = {"files": {"file": (name, line.encode())}, "data": {"purpose": "batch"}}
+    head = {"authorization": f"Bearer {target.wide}"}
+    file = target.client.post(f"{target.url}/v1/files", headers=head, **form).json()
+    batch = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h", "metadata": {"a": name}}
+    made = target.client.post(f"{target.url}/v1/batches", headers=head, json=batch).json()
+    eventually(lambda: target.get(f"/v1/batches/{made['id']}", head).json()["status"] == "completed")
+    assert target.post(chat("hi", user="x\nforged"), "traceparent: 00-forged")[0] == 200
+    assert target.post(chat("please cut it, forged", user="x\nforged", stream=True))[0] == 200
+    target.ready(1)
+    told = [record.getMessage() for record in caplog.records]
+    assert any("a stream of m-1 broke" in one for one in told), "the log is listened to"
+    assert not [one for one in told if "forged" in one and set(one) & set("\n\r\x1b")]
     metrics = httpx.get(f"{target.url}/metrics", headers={"authorization": "Bearer x"}, trust_env=False)
     assert metrics.status_code == 401
 
@@ -147,11 +164,15 @@ def test_the_address_of_a_picture_is_not_fetched(target: Target) -> None:
     with trap.listener:
         parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": trap.url}}]
         for part in (parts, [{"type": "input_image", "image_url": trap.url}], [{"type": "file", "file_url": trap.url}]):
-            target.post(chat(part))
-            target.post(
-                json.dumps({"model": "m", "input": [{"role": "user", "content": part}]}).encode(), path="/v1/responses"
-            )
+            before = len(target.asked())
+            assert target.post(chat(part))[0] == 200
+            body = json.dumps({"model": "m", "input": [{"role": "user", "content": part}]}).encode()
+            assert target.post(body, path="/v1/responses")[0] == 200
+            asked = target.asked()[before:]
+            assert [json.dumps(one).count(trap.url) for one in asked] == [1, 1], "it went on as a text, to the replica"
         assert not trap.visited()
+        with socket.create_connection(trap.listener.getsockname()):
+            assert trap.visited(), "it would have been noticed"
 
 
 SMUGGLED = [

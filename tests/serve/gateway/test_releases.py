@@ -26,7 +26,7 @@ QUICK = {"steps": [30, 60], "requests": 40, "step_s": 0, "watch": {"era_s": 0}}
 
 def begun(start: Start, *fault: str, release: Any = None, candidate: Any = None, **config: Any) -> Running:
     """A gateway with a release under way."""
-    stable = mock("--natural", "--digest", "old")
+    stable = mock("--natural", "--digest", "old", "--delay", "0.2" if "--delay" in fault else "0")
     new = candidate or mock("--natural", "--digest", "new", "--model", "new", *fault)
     running = start({"m": stable}, candidates={"new": new}, **config)
     body = {"model": "m", "candidate": "new", "release": {**QUICK, **(release or {})}}
@@ -52,7 +52,13 @@ def load(running: Running, count: int, prefix: str = "u") -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "signal"), [(["--error-rate", "0.6"], "errors"), (["--empty"], "empty"), (["--gibberish"], "odd")]
+    ("fault", "signal"),
+    [
+        (["--error-rate", "0.6"], "errors"),
+        (["--empty"], "empty"),
+        (["--gibberish"], "odd"),
+        (["--delay", "0.6"], "first_token"),
+    ],
 )
 def test_a_candidate_with_a_fault_goes_back_by_itself(start: Start, fault: list[str], signal: str) -> None:
     running = begun(start, *fault)

@@ -141,10 +141,19 @@ class Log:
         if problems[0] is not None:
             raise problems[0]
 
-    def status(self) -> dict[str, Any]:
+    @property
+    def problem(self) -> str:
+        """Why nothing can be written at the moment; empty while it can."""
+        return self._problem.message if self._problem is not None else ""
+
+    def status(self) -> dict[str, float]:
         """Tell how it goes, for metrics."""
-        problem = self._problem.message if self._problem is not None else ""
-        return {"seq": self._tip.seq, "waiting": len(self._waiting), "lost": self._lost_ever, "problem": problem}
+        return {
+            "records_total": self._tip.seq,
+            "lost_total": self._lost_ever,
+            "waiting": len(self._waiting),
+            "stopped": self._problem is not None,
+        }
 
     def close(self) -> None:
         """Write what waits, and a checkpoint."""

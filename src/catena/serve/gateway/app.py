@@ -55,7 +55,7 @@ from catena.serve.gateway.standing import Standing
 from catena.serve.gateway.traces import Traces
 from catena.serve.hosts import LoopbackHosts
 from catena.serve.jobs.service import Jobs
-from catena.serve.middleware.exchange import principal_of
+from catena.serve.middleware.exchange import exchange_of, principal_of
 from catena.serve.releases.admin import Admin
 from catena.serve.releases.manager import Releases
 from catena.serve.releases.outcomes import Outcomes
@@ -347,7 +347,8 @@ class Gateway:
         families += await asyncio.to_thread(self._opinions.families)
         if self.config.telemetry.gpus:
             families += await gpus.gpu_families()
-        text = meters.render(families) + await self._replica_metrics()
+        own = meters.render(families) + exchange_of(request.scope).metrics
+        text = own + await self._replica_metrics()
         return PlainTextResponse(text, media_type=meters.CONTENT_TYPE)
 
     async def _replica_metrics(self) -> str:

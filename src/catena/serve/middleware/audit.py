@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from catena.core.errors import CatenaError
 from catena.govern.audit.log import Log, made
 from catena.govern.config import AuditConfig
+from catena.serve import metrics
 from catena.serve.errors import answer_to
 from catena.serve.middleware.exchange import Exchange, exchange_of
 from catena.serve.rules import Rules
@@ -46,7 +47,10 @@ class Audit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and write down what came of it."""
-        if scope["type"] != "http" or self._rules.action(scope["method"], scope["path"]) in LEFT_OUT:
+        action = self._rules.action(scope["method"], scope["path"]) if scope["type"] == "http" else "public"
+        if action in LEFT_OUT:
+            if action == "metrics":
+                exchange_of(scope).metrics += metrics.render_status("audit", self._log.status())
             await self._app(scope, receive, send)
             return
         if self._news is None or self._news.loop is not asyncio.get_running_loop():

@@ -46,6 +46,8 @@ class Exchange:
     """Whether the answer holds a secret, which the audit leaves out."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """What was decided and why, for the audit."""
+    metrics: str = ""
+    """What the middlewares count, as Prometheus text; only where `/metrics` is asked for."""
 
     @property
     def model(self) -> str:
