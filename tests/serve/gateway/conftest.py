@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -34,6 +35,18 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> Any
         assert time.monotonic() < deadline, "it did not become so in time"
         time.sleep(0.02)
     return found
+
+
+def fill(disk: Path) -> Path:
+    """Write to a disk until nothing more goes in; returns the file, which may be deleted again."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(os.urandom(1 << 12))
+        except OSError as error:
+            assert "No space left" in str(error)  # noqa: PT017  the end of what is meant to happen
+    return ballast
 
 
 def mock(*arguments: str, **replicas: Any) -> dict[str, Any]:

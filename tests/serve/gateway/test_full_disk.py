@@ -4,7 +4,6 @@ goes on by itself when there is room again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +23,7 @@ from catena.serve.gateway.config import DeployConfig
 from catena.serve.governed import governed
 from catena.serve.server import background
 
-from .conftest import Running, commands, eventually, mock
+from .conftest import Running, commands, eventually, fill, mock
 
 Serve = Callable[..., tuple[Running, AuditConfig, dict[str, str]]]
 
@@ -49,18 +48,6 @@ def serve(store: Store, small_disk: Path, tmp_path: Path, monkeypatch: pytest.Mo
             return running, config, head
 
         yield start
-
-
-def fill(disk: Path) -> Path:
-    """Write until nothing more goes in."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(os.urandom(1 << 12))
-        except OSError as error:
-            assert "No space left" in str(error)  # noqa: PT017  the end of what is meant to happen
-    return ballast
 
 
 def counted(running: Running, head: dict[str, str], name: str) -> float:

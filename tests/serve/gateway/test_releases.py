@@ -19,7 +19,7 @@ from catena.serve.releases.changes import ChangeLog
 from catena.serve.releases.shadow import similarity
 from tests.cli.conftest import Catena, catena as catena, here as here
 
-from .conftest import Running, Start, eventually, mock
+from .conftest import Running, Start, eventually, fill, mock
 
 QUICK = {"steps": [30, 60], "requests": 40, "step_s": 0, "watch": {"era_s": 0}}
 
@@ -248,6 +248,30 @@ def test_a_changed_change_log_shows(tmp_path: Path) -> None:
         (tmp_path / "c.jsonl").write_bytes(b"".join(bad))
         with pytest.raises(IntegrityError):
             log.entries()
+
+
+@pytest.mark.parametrize("left", [1, 20, -1])
+def test_what_a_kill_left_of_a_line_stops_nobody_and_the_chain_goes_on(tmp_path: Path, left: int) -> None:
+    path = tmp_path / "c.jsonl"
+    ChangeLog(path).add("start", "m", "me")
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:left])
+    log = ChangeLog(path)
+    assert [entry["act"] for entry in log.entries()] == ["start"]
+    log.add("rollback", "m", "me")
+    assert [entry["act"] for entry in ChangeLog(path).entries()] == ["start", "rollback"]
+    assert path.read_bytes().startswith(whole)
+
+
+def test_a_full_disk_under_the_change_log_takes_no_act_along(small_disk: Path) -> None:
+    log = ChangeLog(small_disk / "c.jsonl")
+    log.add("start", "m", "me")
+    ballast = fill(small_disk)
+    with pytest.raises(OSError, match="No space left"):
+        log.add("step", "m", "me", evidence="x" * (1 << 16))
+    ballast.unlink()
+    log.add("rollback", "m", "me")
+    assert [entry["act"] for entry in ChangeLog(small_disk / "c.jsonl").entries()] == ["start", "rollback"]
 
 
 def test_similarity() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import time
 from pathlib import Path
@@ -14,9 +15,12 @@ import orjson
 
 from catena.core.errors import IntegrityError
 
+logger = logging.getLogger(__name__)
+
 
 class ChangeLog:
-    """A file that only grows."""
+    """A file that only grows. What a kill or a full disk left of a line at its end is not read, and goes with the next
+    act: that line was never told to anybody."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -28,6 +32,7 @@ class ChangeLog:
         """Write one act; it is on the disk when this returns."""
         entry = {"time": round(time.time(), 3), "act": act, "model": model, "by": by, **facts, "before": self._last}
         entry["digest"] = _digest(entry)
+        self._cut()
         with self._file.open("ab") as stream:
             stream.write(orjson.dumps(entry) + b"\n")
             stream.flush()
@@ -35,13 +40,22 @@ class ChangeLog:
         self._last = entry["digest"]
         return entry
 
+    def _cut(self) -> None:
+        """Take away a line that has no end."""
+        data = self._file.read_bytes() if self._file.exists() else b""
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            logger.warning("%d bytes at the end of %s were half-written and are cut off", len(data) - whole, self._file)
+            os.truncate(self._file, whole)
+
     def entries(self) -> list[dict[str, Any]]:
         """Return all acts, the oldest first. Raises `IntegrityError` for a line that was changed."""
         if not self._file.exists():
             return []
         found: list[dict[str, Any]] = []
         before = ""
-        for number, line in enumerate(self._file.read_bytes().splitlines(), 1):
+        data = self._file.read_bytes()
+        for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
             try:
                 entry = orjson.loads(line)
                 good = entry["before"] == before and entry["digest"] == _digest(entry)

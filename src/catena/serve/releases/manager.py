@@ -20,6 +20,7 @@ import orjson
 
 from catena.core.config import parse
 from catena.core.errors import CatenaError, NotFound, UsageError
+from catena.hub.files import write_atomically
 from catena.serve.gateway.call import Call
 from catena.serve.gateway.config import ModelConfig
 from catena.serve.gateway.pool import Pool
@@ -370,11 +371,9 @@ class Releases:
         return self.active[model]
 
     def _keep(self) -> None:
-        """Write down what a restart needs, by one rename."""
+        """Write down what a restart needs."""
         self._kept["active"] = {name: _told(one) for name, one in self.active.items()}
-        beside = self._file.with_suffix(".new")
-        beside.write_bytes(orjson.dumps(self._kept, option=orjson.OPT_INDENT_2))
-        beside.replace(self._file)
+        write_atomically(self._file, orjson.dumps(self._kept, option=orjson.OPT_INDENT_2))
 
 
 def _told(one: Active) -> dict[str, Any]:
