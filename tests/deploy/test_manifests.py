@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,37 @@ def test_the_image_is_not_root_and_has_a_health_check() -> None:
 
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(extras[1].split(",")) <= set(known)
+
+
+def test_what_the_image_copies_is_enough_to_install(tmp_path: Path) -> None:
+    """The image's own step without Docker: a wheel from the files that it copies, and the program out of that."""
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    (source, wheels, installed) = (tmp_path / name for name in ("source", "wheels", "installed"))
+    source.mkdir()
+    for copied, target in re.findall(r"^COPY (?!--from)(.+) (\S+)$", text, re.MULTILINE):
+        for name in copied.split():
+            if (ROOT / name).is_dir():
+                shutil.copytree(
+                    ROOT / name, source / target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+                )
+            else:
+                shutil.copy(ROOT / name, source / target)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels), "."]
+    subprocess.run(build, cwd=source, check=True, capture_output=True, timeout=300)
+    (wheel,) = wheels.iterdir()
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(installed)
+    ours = {path.relative_to(ROOT / "src") for path in (ROOT / "src" / "catena").rglob("*") if path.is_file()}
+    ours = {path for path in ours if "__pycache__" not in path.parts}
+    assert {path for path in ours if not (installed / path).exists()} == set()
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    where = [sys.executable, "-c", "import catena; print(catena.__file__)"]
+    assert str(installed) in subprocess.check_output(where, cwd=tmp_path, env=environment, text=True)
+    for words in (["--help"], ["up", "--help"], ["serve", "--help"]):
+        told = subprocess.run(
+            [sys.executable, "-m", "catena", *words], cwd=tmp_path, env=environment, capture_output=True, check=False
+        )
+        assert told.returncode == 0, told.stderr
 
 
 def test_the_dashboard_asks_only_for_what_there_is(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import jwt
@@ -168,6 +170,35 @@ def test_the_last_keys_go_on_while_the_provider_is_away(tokens_of: Callable[...,
     provider.away = True
     tokens._fresh_until = tokens._asked = -1e9
     assert tokens(token()).subject == "ada"
+
+
+class Answers(BaseHTTPRequestHandler):
+    """An identity provider, as far as it concerns us."""
+
+    def do_GET(self) -> None:
+        issuer = f"http://127.0.0.1:{self.server.server_address[1]}"  # type: ignore[misc, str-bytes-safe]
+        configuration = {"issuer": issuer, "jwks_uri": f"{issuer}/keys"}
+        told = {"/.well-known/openid-configuration": configuration, "/keys": public_keys()}.get(self.path)
+        self.send_response(200 if told else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps(told).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_real_provider_is_asked_over_http() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        issuer = f"http://127.0.0.1:{server.server_address[1]}"
+        tokens = Tokens(JwtConfig(issuer=issuer, audience=AUDIENCE))
+        assert tokens(token(iss=issuer)).subject == "ada"
+        with pytest.raises(Denied) as caught:
+            tokens(token(iss=issuer, exp=time.time() - 600))
+        assert caught.value.code == "expired_token"
+        server.shutdown()
+    with pytest.raises(Denied, match="does not show"):
+        Tokens(JwtConfig(issuer=issuer, audience=AUDIENCE))(token(iss=issuer))
 
 
 @pytest.mark.parametrize("told", [{}, {"jwks_uri": "/etc/keys.json"}, {"jwks_uri": "file:///etc/keys.json"}])

@@ -72,6 +72,34 @@ def test_tokens_are_reserved_and_settled_by_what_was_used(shared: bool, redis_se
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("what", [{"requests": "1/hour"}, {"tokens": "100/hour"}])
+@pytest.mark.parametrize(
+    ("per", "apart"),
+    [
+        ("key", [True, True, True, False, False]),
+        ("subject", [True, True, False, False, False]),
+        ("tenant", [True, True, False, False, False]),
+        ("model", [True, False, False, True, False]),
+        ("all", [True, False, False, False, False]),
+    ],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_is_counted_apart(
+    shared: bool, per: str, apart: list[bool], what: dict[str, str], redis_server: RedisServer
+) -> None:
+    def of(key: str, subject: str, model: str) -> Call:
+        body = {"model": model, "messages": [{"role": "user", "content": "x" * 30}], "max_tokens": 50}
+        return Call("id", read_ask(CHAT, orjson.dumps(body)), Identity(subject, subject, "user", key))
+
+    async def check() -> None:
+        limits = limits_of({"per": per, **what}, **({"store": redis_server.url} if shared else {}))
+        asked = [("1", "ada", "m"), ("2", "bob", "m"), ("3", "ada", "m"), ("1", "ada", "n"), ("1", "ada", "m")]
+        assert [await ask(limits, of(*one), tokens=60) for one in asked] == apart
+        await limits.close()
+
+    asyncio.run(check())
+
+
 def test_many_at_once_cannot_reserve_more_than_there_is() -> None:
     async def check() -> None:
         limits, entered = limits_of({"per": "all", "tokens": "300/hour"}), asyncio.Event()

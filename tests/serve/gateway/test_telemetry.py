@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import orjson
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from catena.serve.gateway import gpus, meters
@@ -14,6 +19,8 @@ from catena.serve.gateway.call import Call
 from catena.serve.gateway.config import TelemetryConfig
 from catena.serve.gateway.identity import Identity
 from catena.serve.gateway.traces import Traces
+
+from .conftest import Start
 
 PARENT = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 
@@ -53,6 +60,45 @@ def test_without_a_collector_the_callers_trace_goes_on_and_nonsense_does_not() -
         assert one.trace == PARENT
     with traces.span(scope("x\r\nevil: 1"), one):
         assert one.trace == ""
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """An HTTP server that takes what is sent; gives its URL, and the paths and bodies that came."""
+    got: list[tuple[str, bytes]] = []
+
+    class Taker(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Taker) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", got
+        server.shutdown()
+
+
+def test_spans_of_a_gateway_arrive_at_a_collector(start: Start) -> None:
+    with collector() as (url, got):
+        running = start(telemetry={"otlp": url, "gpus": False})
+        assert running.chat("hi", headers={"traceparent": PARENT}).status_code == 200
+        (entry,) = running.seen()
+        running.stop()
+    assert {path for path, _ in got} == {"/v1/traces"}
+    told = [ExportTraceServiceRequest.FromString(body) for _, body in got]
+    spans = [span for one in told for part in one.resource_spans for scope in part.scope_spans for span in scope.spans]
+    (span,) = [one for one in spans if one.name == "chat m"]
+    assert span.trace_id.hex() == PARENT.split("-")[1]
+    assert entry["headers"]["traceparent"].split("-")[1:3] == [span.trace_id.hex(), span.span_id.hex()]
+
+
+def test_a_collector_that_is_away_costs_nobody_an_answer(start: Start) -> None:
+    running = start(telemetry={"otlp": "http://127.0.0.1:9", "gpus": False})
+    assert [running.chat("hi").status_code for _ in range(5)] == [200] * 5
 
 
 def test_gpus_as_the_driver_tells_them() -> None:
