@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from catena.core.generate import StreamingGenerator
@@ -107,8 +107,7 @@ def build_app(
         return JSONResponse({"status": status, "models": alive}, 200 if good else 503)
 
     async def show_metrics(request: Request) -> Response:
-        text = metrics.render(models, counters) + exchange_of(request.scope).metrics
-        return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
+        return metrics.answer(metrics.render(models, counters) + exchange_of(request.scope).metrics)
 
     async def show_document(request: Request) -> Response:
         return JSONResponse(document(kinds, PAGES, served.names(), secured=secured))

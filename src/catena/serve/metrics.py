@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from starlette.responses import PlainTextResponse, Response
+
 from catena.core.generate import StreamingGenerator
 from catena.serve.endpoint import Counters
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Labels = Mapping[str, str]
+
+
+def answer(text: str) -> Response:
+    """Return the response that is Prometheus text."""
+    return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
 
 def render(models: Mapping[str, StreamingGenerator], counters: Counters) -> str:

@@ -27,12 +27,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from catena.core.errors import CatenaError, EnvironmentProblem, RemoteError, did_you_mean
 from catena.govern.seal import Sealer
+from catena.serve import metrics
 from catena.serve.errors import answer_to, http_exception, unexpected
 from catena.serve.gateway import gpus, meters
 from catena.serve.gateway.ask import ROUTES
@@ -348,8 +349,7 @@ class Gateway:
         if self.config.telemetry.gpus:
             families += await gpus.gpu_families()
         own = meters.render(families) + exchange_of(request.scope).metrics
-        text = own + await self._replica_metrics()
-        return PlainTextResponse(text, media_type=meters.CONTENT_TYPE)
+        return metrics.answer(own + await self._replica_metrics())
 
     async def _replica_metrics(self) -> str:
         backends = [one for pool in self.pools.values() for one in pool.ready()]

@@ -6,8 +6,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
-from catena.serve.metrics import CONTENT_TYPE as CONTENT_TYPE
-
 if TYPE_CHECKING:
     from catena.serve.gateway.pool import Pool
 
