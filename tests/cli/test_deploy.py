@@ -77,6 +77,12 @@ def test_serve_takes_a_number_of_replicas(workspace: Store) -> None:
         ("models: {m: {model: tiny, replicas: {min: 3}}}", 2, "min (3) is more than max (1)"),
         ("models: {m: {model: tiny}}\nlimits: {rules: [{requests: often}]}", 2, "is no rate"),
         ("models: {m: {model: tiny}}\nlimits: {rules: [{requests: 1/second, models: [x]}]}", 2, "no model 'x'"),
+        ("models: {m: {urls: ['ftp://x']}}", 2, "urls needs http:// or https:// and a host"),
+        ("models: {m: {urls: ['http://x:port']}}", 2, "urls needs http:// or https:// and a host"),
+        ("models: {m: {dns: 'service:8000'}}", 2, "dns needs http:// or https:// and a host"),
+        ("models: {m: {model: tiny}}\ncache: {store: redis}", 2, "store is memory, sqlite or the URL of a Redis"),
+        ("models: {m: {model: tiny}}\nlimits: {store: 'ftp://x'}", 2, "store is memory or the URL of a Redis"),
+        ("models: {m: {model: tiny}}\ntelemetry: {otlp: 'collector:4318'}", 2, "otlp needs http://"),
         ("models: {m: {model: nothing}}", 3, "nothing"),
         ("models: [", 2, "not valid YAML"),
         ("no", 2, "a deployment is a mapping"),
@@ -89,6 +95,15 @@ def test_a_wrong_deploy_file_starts_nothing(
     file.write_text(text)
     result = catena("up", str(file))
     assert (result.code, says in result.err) == (code, True), result.err
+
+
+@pytest.mark.parametrize("text", ["limits: {store: '%s'}", "cache: {store: '%s'}", "telemetry: {otlp: '%s'}"])
+def test_a_password_in_a_wrong_url_is_not_repeated(catena: Catena, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "deploy.yaml"
+    file.write_text("models: {m: {model: tiny}}\n" + text % "redsi://user:hunter2@host:6379/0")
+    result = catena("up", str(file), "--check")
+    assert result.code == 2
+    assert "hunter2" not in result.err + result.out
 
 
 def test_a_file_can_be_checked_without_starting_anything(catena: Catena, tmp_path: Path) -> None:

@@ -202,4 +202,5 @@ def _found(records: list[KeyRecord], ref: str) -> KeyRecord:
         return named[0]
     if named:
         raise UsageError(f"{len(named)} keys are named {ref!r}", hint="Give the id: catena keys list.")
-    raise NotFound(f"there is no key {ref!r}", hint=did_you_mean(ref, {record.name for record in records}))
+    hint = did_you_mean(ref, {record.name for record in records}) or "`catena keys list` shows them."
+    raise NotFound(f"there is no key {ref!r}", hint=hint)

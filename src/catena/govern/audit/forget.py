@@ -25,7 +25,8 @@ def erase(log: Log, subject: str, *, reason: str, by: str) -> dict[str, Any]:
     with file_lock(log.places.folder / "write.lock"):
         destroyed = log.vault.destroy(subject)
     if not destroyed:
-        raise NotFound(f"the audit holds nothing that can be read of {subject!r}")
+        hint = "A subject is whom a key is for (`catena keys list`); what was erased before cannot be erased again."
+        raise NotFound(f"the audit holds nothing that can be read of {subject!r}", hint=hint)
     act = {"act": "audit.erase", "tag": log.vault.tag(subject), "keys": destroyed, "reason": reason, "by": by}
     log.act(act)
     return act

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, model_validator
@@ -22,7 +23,26 @@ from catena.serve.jobs.config import JobsConfig
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+REDIS = ("redis://", "rediss://", "unix://")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}"
+
+
+def require_http(field: str, url: str) -> None:
+    """Raise `ValueError` for what is no http(s) URL with a host. It is not repeated: a URL may hold a password."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"{field} needs http:// or https:// and a host, for example http://10.0.0.7:8000")
+
+
+def require_store(store: str, *words: str) -> None:
+    """Raise `ValueError` for what is neither one of the words nor the URL of a Redis."""
+    if store not in words and not store.startswith(REDIS):
+        known = ", ".join(filter(None, words))
+        raise ValueError(f"store is {known} or the URL of a Redis (redis://host:6379/0, rediss://, unix://)")
 
 
 class ScalingConfig(Config):
@@ -101,6 +121,10 @@ class ModelConfig(Config):
     def _one_source(self) -> ModelConfig:
         if sum(map(bool, (self.model, self.script, self.urls, self.dns))) != 1:
             raise ValueError("exactly one of model, script, urls and dns must be given")
+        for url in self.urls:
+            require_http("urls", url)
+        if self.dns:
+            require_http("dns", self.dns)
         return self
 
     @property
@@ -187,6 +211,11 @@ class LimitsConfig(Config):
     without_store: Literal["local", "refuse"] = "local"
     """While Redis is away: count in this process alone, or answer 503."""
 
+    @model_validator(mode="after")
+    def _known_store(self) -> LimitsConfig:
+        require_store(self.store, "memory")
+        return self
+
 
 class SemanticConfig(Config):
     """Answers to questions that mean the same. Off unless a model is named."""
@@ -211,6 +240,11 @@ class CacheConfig(Config):
     semantic cache's, where it is on."""
     semantic: SemanticConfig = SemanticConfig()
 
+    @model_validator(mode="after")
+    def _known_store(self) -> CacheConfig:
+        require_store(self.store, "", "memory", "sqlite")
+        return self
+
 
 class TelemetryConfig(Config):
     """What is told outside; Prometheus always finds `/metrics`."""
@@ -221,6 +255,12 @@ class TelemetryConfig(Config):
     """Share of requests that are traced, where the caller does not say it."""
     gpus: bool = True
     """Ask `nvidia-smi` for the use of GPUs, where there is one."""
+
+    @model_validator(mode="after")
+    def _known_collector(self) -> TelemetryConfig:
+        if self.otlp:
+            require_http("otlp", self.otlp)
+        return self
 
 
 class DeployConfig(Config):

@@ -139,7 +139,7 @@ def gauges(pools: Mapping[str, Pool]) -> list[Counter]:
     replicas = Counter("catena_gateway_replicas", "Replicas by phase.", ("model", "phase"), "gauge")
     running = Counter("catena_gateway_running", "Requests that replicas have.", ("model",), "gauge")
     waiting = Counter("catena_gateway_waiting", "Requests that wait for a replica.", ("model",), "gauge")
-    restarts = Counter("catena_gateway_replica_ends_total", "Replicas that ended by themselves.", ("model",))
+    restarts = Counter("catena_gateway_replica_ends_total", "Replicas that ended and were replaced.", ("model",))
     poison = Counter("catena_gateway_poison_total", "Requests that ended two replicas.", ("model",))
     prefix = Counter("catena_gateway_prefix_hits_total", "Requests whose beginning a replica knew.", ("model",))
     states = Counter("catena_gateway_breaker_open", "1 where a replica is left alone.", ("model", "replica"), "gauge")
