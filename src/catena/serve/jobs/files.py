@@ -10,7 +10,9 @@ GET | DELETE /v1/files/{id}                                   GET /v1/files/{id}
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import os
 import secrets
 import tempfile
 import time
@@ -43,6 +45,9 @@ FRAME_BYTES = 1 << 16
 """A multipart body may be so much longer than its file."""
 FIELDS = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
 LISTED = 10_000
+PART = "part-"
+LEFT_S = 3600.0
+"""A part that nobody has written to for so long is of a process that is gone, in seconds."""
 
 
 class Files:
@@ -187,7 +192,11 @@ class Files:
                 self._store.remove(row.sha256)
 
     def sweep(self) -> None:
-        """Remove files whose time is over."""
+        """Remove files whose time is over, and what a kill left half-written."""
+        for part in (self._state / "parts").glob(f"{PART}*"):
+            with contextlib.suppress(FileNotFoundError):  # one that was just finished
+                if time.time() - part.stat().st_mtime > LEFT_S:
+                    part.unlink()
         for row in self._queue.expired_files():
             if not self._queue.needed(row.id):
                 self.remove(row)
@@ -250,7 +259,9 @@ class _Temporary:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = Path(tempfile.mkstemp(prefix="part-", dir=folder)[1])
+        descriptor, path = tempfile.mkstemp(prefix=PART, dir=folder)
+        os.close(descriptor)
+        self._path = Path(path)
 
     def __enter__(self) -> Path:
         return self._path

@@ -1,0 +1,37 @@
+"""What files leave behind: no open descriptor, and no part that a kill left."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .conftest import Start, eventually
+from .test_jobs import client_for as client_for
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_many_files_leave_no_descriptor_open(start: Start, client_for: Any) -> None:
+    client = client_for(start())
+    client.files.create(file=("first", b"{}\n"), purpose="batch")  # what opens once, opens here
+    before = descriptors()
+    for number in range(40):
+        file = client.files.create(file=("a", b"{}\n" * (number + 1)), purpose="batch")
+        assert client.files.content(file.id).read()
+    eventually(lambda: descriptors() < before + 20)
+
+
+def test_what_a_kill_left_half_written_goes_and_what_is_being_written_stays(start: Start, tmp_path: Path) -> None:
+    parts = tmp_path / "state" / "parts"
+    parts.mkdir(parents=True)
+    old, new = parts / "part-old", parts / "part-new"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    running = start()
+    assert running.gateway.jobs is not None
+    running.gateway.jobs.files.sweep()
+    assert (old.exists(), new.exists()) == (False, True)
