@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from catena.serve.jobs import runner
+from catena.serve.jobs.files import Files
+
 from .conftest import Start, eventually
 from .test_jobs import client_for as client_for
 
@@ -22,6 +27,23 @@ def test_many_files_leave_no_descriptor_open(start: Start, client_for: Any) -> N
         file = client.files.create(file=("a", b"{}\n" * (number + 1)), purpose="batch")
         assert client.files.content(file.id).read()
     eventually(lambda: descriptors() < before + 20)
+
+
+def test_a_sweep_that_fails_once_is_tried_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runner, "SWEEP_S", 0.05)
+    swept: list[str] = []
+
+    def sweep(files: Files) -> None:
+        swept.append("tried")
+        if len(swept) == 1:
+            raise PermissionError("not yours")
+
+    monkeypatch.setattr(Files, "sweep", sweep)
+    start()
+    eventually(lambda: len(swept) > 2)
+    assert "it is tried again" in caplog.text
 
 
 def test_what_a_kill_left_half_written_goes_and_what_is_being_written_stays(start: Start, tmp_path: Path) -> None:

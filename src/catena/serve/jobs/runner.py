@@ -97,7 +97,10 @@ class Runner:
     async def _again(self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
             await asyncio.sleep(seconds)
-            await work()
+            try:
+                await work()
+            except Exception:  # or nobody would do it any more: a lease would end, old files would stay
+                logger.exception("work beside the jobs failed; it is tried again")
 
     async def _claim(self) -> bool:
         batches = [job for job, _ in self._running.values() if job.kind == "batch"]
