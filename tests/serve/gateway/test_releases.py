@@ -26,7 +26,8 @@ QUICK = {"steps": [30, 60], "requests": 40, "step_s": 0, "watch": {"era_s": 0}}
 
 def begun(start: Start, *fault: str, release: Any = None, candidate: Any = None, **config: Any) -> Running:
     """A gateway with a release under way."""
-    stable = mock("--natural", "--digest", "old", "--delay", "0.2" if "--delay" in fault else "0")
+    usual = ("--delay", "0.2") if "--delay" in fault else ()
+    stable = mock("--natural", "--digest", "old", *usual)
     new = candidate or mock("--natural", "--digest", "new", "--model", "new", *fault)
     running = start({"m": stable}, candidates={"new": new}, **config)
     body = {"model": "m", "candidate": "new", "release": {**QUICK, **(release or {})}}

@@ -11,10 +11,11 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -24,9 +25,11 @@ from catena.hub.files import write_atomically
 from catena.serve.gateway.call import Call
 from catena.serve.gateway.config import ModelConfig
 from catena.serve.gateway.pool import Pool
+from catena.serve.releases.active import Active, kept_of
 from catena.serve.releases.changes import Alone, ChangeLog
 from catena.serve.releases.conflict import Conflict, is_another, is_elsewhere, is_over, was_promoted
 from catena.serve.releases.evidence import Cusum
+from catena.serve.releases.owed import AGAIN_S, Owed
 from catena.serve.releases.plan import Decision, Outcome, Release, ReleaseConfig
 from catena.serve.releases.shadow import Shadow
 from catena.serve.releases.tags import Move, Tags
@@ -43,28 +46,6 @@ DEATHS = 3
 REMEMBERED = 20_000
 ITSELF = "catena"
 BAKED = ("errors", "empty", "odd", "flagged")
-Phase = Literal["starting", "under way", "baking"]
-
-
-@dataclass(eq=False)
-class Active:
-    """A release under way."""
-
-    model: str
-    candidate: str
-    spec: ModelConfig
-    release: Release
-    pool: Pool
-    phase: Phase = "starting"
-    shadow: Shadow | None = None
-    cusums: dict[str, Cusum] = field(default_factory=dict)
-    old: Pool | None = None
-    """While it bakes: the replicas before it, still warm."""
-    old_spec: ModelConfig | None = None
-    promoted: float = 0.0
-    """When, by the clock on the wall: a restart goes on with it."""
-    move: Move | None = None
-    """What it did to a tag of the store."""
 
 
 class Releases:
@@ -77,9 +58,12 @@ class Releases:
         self.active: dict[str, Active] = {}
         self._arms: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._leaving: set[asyncio.Task[None]] = set()
-        self._kept: dict[str, Any] = {"promoted": {}, "active": {}, "moving": {}}
+        self._kept: dict[str, Any] = {"promoted": {}, "active": {}, "moving": {}, "owed": []}
         if self._file.exists():
             self._kept |= orjson.loads(self._file.read_bytes())
+        self._owed = Owed(tags, self._kept["owed"])
+        if self._owed.due() and self._alone.held():
+            self._settle(self._owed.pay())
 
     # -- what was before -----------------------------------------------------------------------------------------------
 
@@ -172,11 +156,7 @@ class Releases:
         if active.phase == "baking" and active.old is not None and active.old_spec is not None:
             self._gateway.pools[model], self._gateway.specs[model] = active.old, active.old_spec
             self._kept["promoted"].pop(model, None)
-        back = None
-        if active.move is not None and self._tags is not None:
-            back = self._tags.back(active.move, by)
-            if not back:
-                logger.warning("%s@%s was moved by somebody else, and stays", active.move.name, active.move.tag)
+        back = self._owed.back(active.move, by)
         del self.active[model]
         self._drop_shadow(active)
         self._leave(active.pool)
@@ -257,7 +237,18 @@ class Releases:
             return
         decision = active.release.observe(outcome, time.monotonic())
         if decision is not None:
-            self._act(active, decision)
+            self._try(active, lambda: self._act(active, decision))
+
+    def _try(self, active: Active, act: Callable[[], None]) -> None:
+        """Do what follows for a release. Where the disk or the index is away no request fails of it, and no watch
+        ends: it is tried again a little later."""
+        if time.monotonic() < active.again:
+            return
+        try:
+            act()
+        except (CatenaError, OSError) as error:
+            active.again = time.monotonic() + AGAIN_S
+            logger.error("the release of %s waits: %s", active.model, error)
 
     def _act(self, active: Active, decision: Decision) -> None:
         logger.warning("release of %s: %s (%s)", active.model, decision.verdict, decision.reason)
@@ -275,8 +266,9 @@ class Releases:
         events = active.release.events(replace(outcome, arm="candidate"))
         for name, cusum in active.cusums.items():
             if name in events and cusum.add(events[name]):
-                usual = f"{cusum.usual:.1%} before it was promoted"
-                self.rollback(active.model, ITSELF, f"{name}: much more than {usual}", active.release.table())
+                reason = f"{name}: much more than {cusum.usual:.1%} before it was promoted"
+                table = active.release.table()
+                self._try(active, partial(self.rollback, active.model, ITSELF, reason, table))
                 return
 
     # -- beside --------------------------------------------------------------------------------------------------------
@@ -286,7 +278,15 @@ class Releases:
         while True:
             await asyncio.sleep(TICK_S)
             for active in list(self.active.values()):
-                self._look(active)
+                self._try(active, partial(self._look, active))
+            if self._owed.due():
+                self._settle(await asyncio.to_thread(self._owed.pay))
+
+    def _settle(self, settled: list[tuple[Move, str, bool]]) -> None:
+        for move, by, back in settled:
+            self.log.add("tag", move.name, by, tag=move.tag, tag_put_back=back)
+        if settled:
+            self._keep()
 
     def _shadow(self, active: Active) -> Shadow:
         flagged = self._gateway.outcomes.flags(active.release.config.watch.words)
@@ -372,25 +372,8 @@ class Releases:
 
     def _keep(self) -> None:
         """Write down what a restart needs."""
-        self._kept["active"] = {name: _told(one) for name, one in self.active.items()}
+        self._kept["active"] = {name: kept_of(one) for name, one in self.active.items()}
         write_atomically(self._file, orjson.dumps(self._kept, option=orjson.OPT_INDENT_2))
-
-
-def _told(one: Active) -> dict[str, Any]:
-    """Return what a restart needs of a release."""
-    told: dict[str, Any] = {
-        "id": one.release.id,
-        "candidate": one.candidate,
-        "release": one.release.config.model_dump(mode="json"),
-        "step": one.release.step,
-    }
-    if one.phase == "baking" and one.old_spec is not None:
-        # By its digest where it was named by the tag, for that stands on the candidate now.
-        old = one.old_spec.model_copy(update={"model": one.move.before}) if one.move else one.old_spec
-        usual = {name: cusum.usual for name, cusum in one.cusums.items()}
-        told |= {"old": old.model_dump(mode="json"), "usual": usual, "promoted": one.promoted}
-        told["move"] = asdict(one.move) if one.move else None
-    return told
 
 
 def _user(call: Call) -> str:
