@@ -132,6 +132,9 @@ async def answer(path: str, body: dict[str, Any], scope: Any, send: Any) -> None
         await respond(send, status, {"error": {"message": "as you wish", "type": "t", "param": None, "code": None}})
         return
     if path == "/v1/embeddings":
+        if options.vectors:
+            await respond(send, 200, options.vectors.encode())
+            return
         given = body["input"] if isinstance(body["input"], list) else [body["input"]]
         rows = [{"object": "embedding", "index": at, "embedding": vector(text)} for at, text in enumerate(given)]
         await respond(send, 200, {"object": "list", "data": rows, "model": body["model"]})
@@ -163,6 +166,7 @@ def main() -> None:
     parser.add_argument("--model", default="mock")
     parser.add_argument("--digest", default="")
     parser.add_argument("--say", default="")
+    parser.add_argument("--vectors", default="", help="what is answered where vectors are asked for")
     parser.add_argument("--mixed", default="", help="a word in the middle of what is natural")
     for name in ("--delay", "--error-rate", "--hello-s", "--token-s", "--start-s"):
         parser.add_argument(name, type=float, default=0.0)

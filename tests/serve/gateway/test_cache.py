@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from catena.serve.gateway import app
 from catena.serve.gateway.cache import canonical, key_of
 from catena.serve.gateway.caching import Answers, MemoryAnswers, RedisAnswers, SqliteAnswers, open_answers
+from catena.serve.gateway.poison import fingerprint
 
-from .conftest import Start, eventually, mock
+from .conftest import REPLICA, Start, eventually, mock
 from .redis import RedisServer
 
 ADA, BOB = {"authorization": "Bearer ada"}, {"authorization": "Bearer bob"}
@@ -96,10 +98,10 @@ def test_without_redis_there_is_no_cache_and_no_error(redis_server: RedisServer)
     asyncio.run(check())
 
 
-def cached(start: Start, **cache: Any) -> Any:
+def cached(start: Start, more: Any = None, **cache: Any) -> Any:
     model = mock("--digest", "d1")
     embedder = mock("--model", "e")
-    return start({"m": model, "e": embedder}, cache={"store": "memory", **cache})
+    return start({"m": model, "e": embedder}, cache={"store": "memory", **cache}, **(more or {}))
 
 
 def test_a_greedy_answer_is_given_again_to_its_tenant_only(start: Start) -> None:
@@ -157,6 +159,47 @@ def test_a_question_that_means_the_same_gets_the_answer_where_everything_else_is
     assert "x-catena-cache" not in running.chat("quite another thing", **asked).headers
     assert "x-catena-cache" not in running.chat("enlist to this", temperature=0, headers=BOB).headers
     assert "x-catena-cache" not in running.chat("enlist to this", max_tokens=7, **asked).headers
+
+
+def test_a_model_of_the_cache_that_is_away_costs_nobody_an_answer(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app, "EMBED_S", 0.3)
+    running = cached(start, semantic={"model": "e"}, more={"routing": {"queue_s": 600}})
+    asked: Any = {"temperature": 0, "headers": ADA}
+    running.chat("listen to this", **asked)
+    eventually(lambda: running.seen("e"))
+    pool = running.gateway.pools["e"]
+    for slot in list(pool.slots.values()):
+        pool.release(slot)
+    assert running.chat("quite another thing", **asked).status_code == 200
+    eventually(lambda: "the semantic cache has no vector" in caplog.text)
+
+
+@pytest.mark.parametrize("said", ['{"data": null}', '{"data": []}', '{"data": [7]}', "[]", "no json"])
+def test_what_is_no_vector_is_told_and_the_replica_is_asked(
+    start: Start, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = {"m": mock("--digest", "d1"), "e": mock("--vectors", said, prewarm=False)}
+    running = start(models, cache={"store": "memory", "semantic": {"model": "e"}})
+    assert running.chat("hello", temperature=0).status_code == 200
+    eventually(lambda: "the semantic cache has no vector" in caplog.text)
+    assert not [record for record in caplog.records if record.exc_info], "it is no error of ours"
+
+
+def test_a_question_that_ends_a_replica_of_the_caches_model_holds_up_no_other(start: Start) -> None:
+    deaf = {"script": [REPLICA, "--digest", "d1"]}
+    running = start({"m": deaf, "e": mock()}, cache={"store": "memory", "semantic": {"model": "e", "similarity": 0.99}})
+    poison = running.gateway.pools["e"].poison
+    asked: Any = {"temperature": 0, "headers": ADA}
+    assert running.chat("die", **asked).status_code == 200
+    eventually(lambda: running.gateway.pools["e"].deaths == 1)
+    assert poison.strikes(fingerprint("e", b"die"), time.monotonic()) == 1
+    assert poison.strikes(fingerprint("e", b"listen"), time.monotonic()) == 0
+    running.ready(1, "e")
+    words = ("".join(letters) for letters in itertools.permutations("listen"))
+    eventually(lambda: semantic(running.chat(next(words), **asked)))
+    assert poison._strikes.keys() == {fingerprint("e", b"die")}
 
 
 def test_many_tenants_at_once_never_see_each_other(start: Start) -> None:

@@ -47,6 +47,7 @@ from catena.serve.gateway.limits import Limits
 from catena.serve.gateway.meters import Meters
 from catena.serve.gateway.opinions import Opinions
 from catena.serve.gateway.pages import Pages
+from catena.serve.gateway.poison import fingerprint
 from catena.serve.gateway.pool import Pool
 from catena.serve.gateway.questions import open_questions
 from catena.serve.gateway.relay import Relay
@@ -69,6 +70,8 @@ TICK_S = 1.0
 DNS_S = 5.0
 SCRAPE_S = 2.0
 FIRST_STARTS = 3
+EMBED_S = 5.0
+"""So long a request waits for a vector of its question; then it is asked without the semantic cache."""
 Commands = Callable[[str, ModelConfig], Sequence[str]]
 
 
@@ -274,7 +277,11 @@ class Gateway:
     async def _embed(self, text: str) -> list[float]:
         """Return a text's vector by the model of the semantic cache."""
         pool = self.pools[self.config.cache.semantic.model]
-        async with pool.lease(text.encode(), len(text) / 8, b"", ()) as lease:
+        asked = text.encode()
+        mark = fingerprint(pool.name, asked)
+        if pool.poison.convicted(mark, time.monotonic()):
+            raise RemoteError("this text ended two replicas of the embedding model")
+        async with asyncio.timeout(EMBED_S), pool.lease(asked, len(text) / 8, mark, ()) as lease:
             body = {"model": lease.backend.served or pool.name, "input": text}
             try:
                 async with self.session.post(f"{lease.backend.url}/v1/embeddings", json=body) as response:
@@ -282,8 +289,10 @@ class Gateway:
                     if response.status != 200:
                         raise RemoteError(f"the embedding model answered {response.status}")
             except (aiohttp.ClientError, TimeoutError) as error:
+                await pool.inquire(lease.backend)
                 raise RemoteError(f"the embedding model did not answer: {error}") from error
             lease.record(good=True)
+            pool.poison.answered(mark)
             return [float(value) for value in data["data"][0]["embedding"]]
 
     # -- pages -------------------------------------------------------------------------------------------------------

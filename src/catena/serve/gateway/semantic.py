@@ -205,7 +205,7 @@ class Semantic:
     async def _vector(self, text: str) -> Vector | None:
         try:
             vector = np.asarray(await self._embed(text), dtype=np.float32)
-        except (CatenaError, OSError, ValueError, KeyError) as error:
+        except (CatenaError, OSError, ValueError, LookupError, TypeError) as error:  # whatever that model answers
             logger.warning("the semantic cache has no vector: %s", error)
             return None
         length = float(np.linalg.norm(vector))
