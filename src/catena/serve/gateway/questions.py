@@ -49,7 +49,7 @@ class SqliteQuestions(KeptInFile):
 
     async def since(self, circle: bytes, place: Any) -> Sequence[Entry]:
         """Return what a circle has behind a place."""
-        return await self.run(self._since, circle, place or 0)
+        return await self.run(self._since, circle, place or 0) or []
 
     def _since(self, circle: bytes, place: int) -> Sequence[Entry]:
         query = "SELECT id, until, item FROM questions WHERE circle=? AND id>? AND until>? ORDER BY id"
