@@ -10,6 +10,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from catena.core.errors import EnvironmentProblem
 from catena.core.trace import Trace
 from catena.govern.audit.forget import erase
 from catena.govern.audit.log import Log
@@ -24,6 +25,7 @@ from catena.serve.config import ServeConfig
 from catena.serve.governed import governed
 from catena.serve.server import background
 
+from .gateway.conftest import fill
 from .scripted import Scripted
 
 ANSWER = "It is on its way, and 你好."
@@ -189,6 +191,24 @@ def test_answers_that_are_old_or_too_many_cannot_be_rated(store: Store) -> None:
     with Book(store.root, AUDIT, FeedbackConfig(keep_days=1e-9)) as book:
         assert book.prune() == 4
         assert len(book.entries()) == 1
+
+
+def test_answers_wait_while_the_book_cannot_be_written(small_disk: Path) -> None:
+    (small_disk / "w" / "locks").mkdir(parents=True)
+    with Book(small_disk / "w", AUDIT, FeedbackConfig()) as book:
+        book._ended.set()  # only this test writes
+        book.note("ada", "t0", (), "m")
+        assert book.flush() == 1
+        ballast = fill(small_disk)
+        for number in range(2000):
+            book.note("ada", f"t{number}", (f"req-{number}",), "m")
+        with pytest.raises(EnvironmentProblem, match="cannot be written"):
+            book.flush()
+        with pytest.raises(EnvironmentProblem, match="cannot be written"):
+            book.rate("ada", "req-7", Said("up", True))
+        ballast.unlink()
+        assert book.flush() == 2000
+        assert book.rate("ada", "req-7", Said("up", True))[1]
 
 
 def test_without_the_audit_there_is_no_such_route(store: Store, tokenizer: Any) -> None:

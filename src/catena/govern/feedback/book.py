@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 FLUSH_S = 0.5
 PRUNE_S = 600.0
 MOST_WAITING = 200_000
+Noted = tuple[str, str, tuple[str, ...], str, int]
+"""Subject, trace, what a client may call it, model, and when, in microseconds."""
 """Answers that wait to be written; beyond it the oldest cannot be rated any more."""
 BUSY_S = 10.0
 SCHEMA = """
@@ -130,7 +132,7 @@ class Book:
         self._vault = Vault(self._places.subjects, partial(sealing_keys, root))
         self._invalid = require("cryptography.exceptions").InvalidTag
         self._lock = threading.RLock()
-        self._waiting: deque[tuple[str, str, tuple[str, ...], str, int]] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[Noted] = deque(maxlen=MOST_WAITING)
         self._ended = threading.Event()
         self._pruned = time.monotonic()
         path = book_path(root)
@@ -166,20 +168,27 @@ class Book:
         self._waiting.append((subject, trace, tuple(names), model, time.time_ns() // 1000))
 
     def flush(self) -> int:
-        """Write the answers that wait; returns how many."""
+        """Write the answers that wait; returns how many. Where they cannot be written they wait on."""
         with self._lock:
             batch = []
             while self._waiting:
                 batch.append(self._waiting.popleft())
             if batch:
-                tags: dict[str, str] = {}
-                rows = []
-                for subject, trace, names, model, at in batch:
-                    tag = tags.get(subject) or tags.setdefault(subject, self._vault.tag(subject))
-                    rows += [(tag, name, trace, model, at) for name in dict.fromkeys((trace, *names)) if name]
-                with self._writing():
-                    self._db.execute(NOTE, (orjson.dumps(rows).decode(),))
+                try:
+                    self._write(batch)
+                except BaseException:
+                    self._waiting.extendleft(reversed(batch))
+                    raise
             return len(batch)
+
+    def _write(self, batch: Sequence[Noted]) -> None:
+        tags: dict[str, str] = {}
+        rows = []
+        for subject, trace, names, model, at in batch:
+            tag = tags.get(subject) or tags.setdefault(subject, self._vault.tag(subject))
+            rows += [(tag, name, trace, model, at) for name in dict.fromkeys((trace, *names)) if name]
+        with self._writing():
+            self._db.execute(NOTE, (orjson.dumps(rows).decode(),))
 
     def _run(self) -> None:
         while not self._ended.wait(FLUSH_S):
@@ -314,10 +323,11 @@ class Book:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise EnvironmentProblem(f"the book of feedback cannot be written: {error}") from error
         except OSError as error:

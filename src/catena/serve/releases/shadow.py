@@ -7,6 +7,7 @@ stable replicas' breakers hear nothing of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ from catena.core.errors import CatenaError
 from catena.serve.gateway.ask import Ask
 from catena.serve.gateway.call import answer_text
 from catena.serve.gateway.exchange import Exchange
+from catena.serve.gateway.poison import fingerprint
 from catena.serve.gateway.pool import Pool
 from catena.serve.releases.plan import Outcome
 
+logger = logging.getLogger(__name__)
 QUEUE = 64
 WORKERS = 2
 COMPARED = 2000
@@ -106,12 +109,18 @@ class Shadow:
         while True:
             id, ask, user, stable = await self._queue.get()
             try:
-                text, first_s = await self._ask(id, ask)
-            except (CatenaError, aiohttp.ClientError, TimeoutError, OSError):
-                self._observe(Outcome("candidate", user, failed=True))
-                continue
-            flagged = await asyncio.to_thread(self._judged, id, stable, text)
-            self._observe(Outcome("candidate", user, text=text, first_s=first_s, flagged=flagged))
+                await self._compare(id, ask, user, stable)
+            except Exception:  # or this worker would be gone, and with both of them the shadow
+                logger.exception("a copy of %s could not be compared", id)
+
+    async def _compare(self, id: str, ask: Ask, user: str, stable: str) -> None:
+        try:
+            text, first_s = await self._ask(id, ask)
+        except (CatenaError, aiohttp.ClientError, TimeoutError, OSError):
+            self._observe(Outcome("candidate", user, failed=True))
+            return
+        flagged = await asyncio.to_thread(self._judged, id, stable, text)
+        self._observe(Outcome("candidate", user, text=text, first_s=first_s, flagged=flagged))
 
     def _judged(self, id: str, stable: str, text: str) -> bool:
         self.comparison.add(id, stable, text)
@@ -119,7 +128,8 @@ class Shadow:
 
     async def _ask(self, id: str, ask: Ask) -> tuple[str, float]:
         began = time.monotonic()
-        async with self._pool.lease(ask.text, ask.cost, b"", ()) as lease:
+        mark = fingerprint(self._pool.name, ask.body)
+        async with self._pool.lease(ask.text, ask.cost, mark, ()) as lease:
             body, headers = ask.for_model(lease.backend.served or ask.model), {"x-request-id": f"{id}-shadow"}
             async with Exchange(self._session, lease.backend, ask.path, body, headers) as exchange:
                 answer = await exchange.begin(self._pool.routing.max_answer_bytes)
@@ -128,6 +138,7 @@ class Shadow:
                     async for piece in answer.rest:
                         data += piece
                 lease.record(good=True, seconds=answer.seconds)
+                self._pool.poison.answered(mark)
                 if answer.status >= 300:
                     raise CatenaError(f"the candidate answered {answer.status}")
                 return answer_text(bytes(data), answer.rest is not None), time.monotonic() - began
