@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 import time
+import zlib
 from typing import Any
 
 import orjson
@@ -64,6 +65,23 @@ async def respond(send: Any, status: int, body: Any, kind: bytes = b"application
     await send({"type": "http.response.body", "body": data})
 
 
+def compressed(send: Any) -> Any:
+    """Compress what is sent, as a proxy in front of a server may do."""
+    packer = zlib.compressobj(wbits=31)
+
+    async def packed(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            heads = [pair for pair in message["headers"] if pair[0] != b"content-length"]
+            message = {**message, "headers": [*heads, (b"content-encoding", b"gzip")]}
+        else:
+            more = message.get("more_body", False)
+            body = packer.compress(message["body"]) + packer.flush(zlib.Z_SYNC_FLUSH if more else zlib.Z_FINISH)
+            message = {**message, "body": body}
+        await send(message)
+
+    return packed
+
+
 async def stream(send: Any, body: dict[str, Any], text: str, cut: bool) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
     base = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
@@ -90,6 +108,8 @@ async def stream(send: Any, body: dict[str, Any], text: str, cut: bool) -> None:
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     path = scope["path"]
+    if options.compress and b"gzip" in dict(scope["headers"]).get(b"accept-encoding", b""):
+        send = compressed(send)
     if path == "/health":
         await respond(send, 503 if sick else 200, {"status": "ok"})
         return
@@ -170,7 +190,7 @@ def main() -> None:
     parser.add_argument("--mixed", default="", help="a word in the middle of what is natural")
     for name in ("--delay", "--error-rate", "--hello-s", "--token-s", "--start-s"):
         parser.add_argument(name, type=float, default=0.0)
-    for name in ("--gibberish", "--empty", "--natural", "--record", "--obey", "--dead-on-start"):
+    for name in ("--gibberish", "--empty", "--natural", "--record", "--obey", "--compress", "--dead-on-start"):
         parser.add_argument(name, action="store_true")
     parser.parse_args(namespace=options)
     if options.dead_on_start:

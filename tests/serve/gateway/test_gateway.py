@@ -52,6 +52,16 @@ def test_the_replicas_name_of_a_model_and_no_key_go_upstream(start: Start) -> No
     assert "secret" not in str(entry)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_likes_to_compress_is_asked_not_to(start: Start, stream: bool) -> None:
+    running = start({"m": mock("--compress")})
+    answer = running.chat("hi", stream=stream)
+    assert "you said hi to mock" in (say(answer.text) if stream else answer.text)
+    assert "content-encoding" not in answer.headers
+    assert running.get("/metrics").text.count("catena_engine_running") >= 1
+    assert "gzip" not in json.dumps([one["headers"] for one in running.seen()])
+
+
 def test_a_bad_body_is_refused_here(start: Start) -> None:
     running = start()
     url = f"{running.url}/v1/chat/completions"

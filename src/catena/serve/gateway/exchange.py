@@ -54,6 +54,7 @@ def open_session(routing: RoutingConfig) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=10),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=routing.connect_s, sock_read=routing.first_token_s),
+        headers={"accept-encoding": "identity"},  # bytes go on as they come, and are looked into on the way
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=READ_BYTES,
