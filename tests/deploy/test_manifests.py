@@ -13,6 +13,7 @@ import sys
 import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -104,9 +105,11 @@ def test_a_release_of_helm_may_have_another_name() -> None:
     given = by_helm(VALUES, "other")
     for one in given:
         kubernetes_validate.validate(one, KUBERNETES, strict=True)
-    names = {one["metadata"]["name"] for one in given if one["kind"] != "Secret"}
-    assert names
-    assert all(name.startswith("other-") for name in names)
+    names = {(one["kind"], one["metadata"]["name"]) for one in given}
+    assert {kind for kind, name in names if not name.startswith("other-")} == {"Secret", "Service"}
+    (text,) = (one["data"]["deploy.yaml"] for one in given if one["kind"] == "ConfigMap")
+    hosts = {urlsplit(model["dns"]).hostname for model in yaml.safe_load(text)["models"].values()}
+    assert hosts <= {name for kind, name in names if kind == "Service"}, "the gateway finds its replicas"
 
 
 def test_a_wrong_object_would_be_noticed() -> None:
