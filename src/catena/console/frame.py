@@ -9,7 +9,7 @@ from typing import cast
 
 from fastapi import Request
 from markupsafe import Markup
-from nicegui import ui
+from nicegui import Client, ui
 
 from catena.console import parts
 from catena.console.guard import VISIT, Visit
@@ -33,8 +33,8 @@ def framed(console: Console, page: Page) -> Callable[[Request], Awaitable[None]]
     async def drawn(request: Request) -> None:
         view = view_of(console, request)
         _prepare(view, page.name)
-        with _around(view, page.name):
-            await _draw(view, page)
+        with _around(view, page.name) as main:
+            await _draw(view, page, main)
         ui.timer(WATCH_S, lambda: _watch(view))
 
     return drawn
@@ -48,7 +48,7 @@ def not_found(console: Console) -> Callable[[Request], Awaitable[None]]:
         _prepare(view, "frame")
         ui.context.client.status_code = 404
         with _around(view, ""):
-            parts.trouble(view.say("frame.not_found"), view.say("frame.not_found_hint"))
+            parts.trouble(view.say("frame.not_found"), view.say("frame.not_found_hint"), title=True)
             ui.html(parts.link_button(view, view.say("frame.home")), sanitize=False)
 
     return drawn
@@ -62,18 +62,23 @@ def view_of(console: Console, request: Request) -> View:
     return View(console, visit.token, language, dark, dict(request.path_params), dict(request.query_params))
 
 
-async def _draw(view: View, page: Page) -> None:
-    """Draw the page, or what kept it from being drawn. Nothing that a page may not show is read before the check."""
+async def _draw(view: View, page: Page, main: ui.element) -> None:
+    """Draw the page, or in its place what kept it from being drawn.
+
+    Nothing that a page may not show is read before the check.
+    """
     try:
         view.need(page.action)
         await page.build(view)
     except CatenaError as error:
         ui.context.client.status_code = error.http_status
-        parts.trouble(error.message, error.hint)
+        main.clear()
+        parts.trouble(error.message, error.hint, title=True)
     except Exception as error:
         logger.exception("the page %s failed", page.path)
         ui.context.client.status_code = 500
-        parts.trouble(view.say("frame.unexpected", error=type(error).__name__), "")
+        main.clear()
+        parts.trouble(view.say("frame.unexpected", error=type(error).__name__), "", title=True)
 
 
 def _watch(view: View) -> None:
@@ -111,6 +116,7 @@ def tell(view: View, error: Exception) -> None:
 def _around(view: View, lit: str) -> ui.element:
     """Draw header and menu, and return the element that the page goes into."""
     person = view.person
+    _one_landmark(ui.context.client)
     with ui.element("header").classes("c-top"):
         ui.html(_head(view, person.subject, person.role), sanitize=False, tag="div").classes("c-toprow")
     ui.html(_menu(view, lit), sanitize=False, tag="nav").classes("c-menu").props('id="menu"')
@@ -119,6 +125,13 @@ def _around(view: View, lit: str) -> ui.element:
         if view.local and lit == "overview":
             ui.html(Markup('<p class="c-note">{}</p>').format(view.say("frame.local")), sanitize=False)
     return main
+
+
+def _one_landmark(client: Client) -> None:
+    """Make NiceGUI's own page a plain box: it is a `main`, and ours, without header and menu, would stand within it."""
+    for page in client.page_container.default_slot.children:
+        assert page.tag == "q-page", page.tag
+        page.tag = "div"
 
 
 def _head(view: View, subject: str, role: str) -> Markup:

@@ -226,12 +226,13 @@ def empty(text: object, command: str = "", hint: object = "") -> ui.html:
     return html(Markup("<p>{}</p>{}{}").format(text, line, more)).classes("c-empty")
 
 
-def trouble(message: object, hint: object) -> ui.html:
-    """Say what went wrong, and what to do."""
+def trouble(message: object, hint: object, *, title: bool = False) -> ui.html:
+    """Say what went wrong, and what to do; `title` where it stands in the place of a whole page."""
+    tag = Markup("h1" if title else "strong")
     more = Markup("<p>{}</p>").format(hint) if hint else Markup()
     icon = Markup('<i class="material-icons" aria-hidden="true">error_outline</i>')
     return (
-        html(Markup("{}<div><strong>{}</strong>{}</div>").format(icon, message, more))
+        html(Markup("{}<div><{}>{}</{}>{}</div>").format(icon, tag, message, tag, more))
         .classes("c-trouble")
         .props('role="alert"')
     )
