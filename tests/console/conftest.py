@@ -25,6 +25,8 @@ HERE = Path(__file__).parent
 EVIL = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 """A text that would change the title of a page that takes data for HTML."""
 START_S = 120
+NAMED = {"button", "checkbox", "combobox", "link", "radio", "searchbox", "slider", "spinbutton", "switch", "textbox"}
+"""Roles of what a person acts on."""
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 860}
 
 
@@ -151,6 +153,20 @@ class Visitor:
     def too_wide(self) -> bool:
         """Tell whether the body scrolls sideways."""
         return bool(self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth"))
+
+    def unfit(self) -> list[str]:
+        """Return what keeps the page from being found one's way in by ear: Chromium's own tree for screen readers."""
+        counts = {tag: self.page.locator(tag).count() for tag in ("main, [role=main]", "h1")}
+        found = [f"{count} of {tag}" for tag, count in counts.items() if count != 1]
+        found += [] if self.page.get_attribute("html", "lang") in ("en", "en-US", "zh", "zh-CN") else ["no lang"]
+        session = self.page.context.new_cdp_session(self.page)
+        for node in session.send("Accessibility.getFullAXTree")["nodes"]:
+            role = node.get("role", {}).get("value")
+            if not node["ignored"] and role in NAMED and not node.get("name", {}).get("value", "").strip():
+                inside = session.send("DOM.describeNode", {"backendNodeId": node["backendDOMNodeId"]})["node"]
+                found.append(f"a {role} without a name: {inside['nodeName']} {inside.get('attributes')}")
+        session.detach()
+        return found
 
 
 Visit = Callable[..., Visitor]

@@ -153,27 +153,6 @@ def test_every_page_in_both_languages_on_a_phone(walk: Any, places: dict[str, st
         assert visitor.page.get_attribute("html", "lang") == ("zh-CN" if language == "zh" else "en-US")
 
 
-NAMED = {"button", "checkbox", "combobox", "link", "radio", "searchbox", "slider", "spinbutton", "switch", "textbox"}
-"""Roles of what a person acts on."""
-
-
-def unfit(visitor: Visitor) -> list[str]:
-    """Return what keeps a page from being heard and found one's way in: Chromium's own tree for screen readers."""
-    page = visitor.page
-    counts = {tag: page.locator(tag).count() for tag in ("main, [role=main]", "h1")}
-    found = [f"{count} of {tag}" for tag, count in counts.items() if count != 1]
-    found += [] if page.get_attribute("html", "lang") in ("en", "en-US", "zh", "zh-CN") else ["no lang"]
-    session = page.context.new_cdp_session(page)
-    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
-    for node in nodes:
-        role = node.get("role", {}).get("value")
-        if not node["ignored"] and role in NAMED and not node.get("name", {}).get("value", "").strip():
-            inside = session.send("DOM.describeNode", {"backendNodeId": node["backendDOMNodeId"]})["node"]
-            found.append(f"a {role} without a name: {inside['nodeName']} {inside.get('attributes')}")
-    session.detach()
-    return found
-
-
 def test_every_page_and_tab_is_one_landmark_whose_fields_and_buttons_have_names(
     walk: Any, places: dict[str, str], console: str
 ) -> None:
@@ -184,15 +163,15 @@ def test_every_page_and_tab_is_one_landmark_whose_fields_and_buttons_have_names(
         tabs = visitor.page.eval_on_selector_all(
             ".c-tabs a:not([aria-current])", "all => all.map(one => one.pathname + one.search)"
         )
-        wrong[path] = unfit(visitor)
+        wrong[path] = visitor.unfit()
         for tab in tabs:
             visitor.go(tab)
-            wrong[tab] = unfit(visitor)
+            wrong[tab] = visitor.unfit()
     visitor = walk("").visitor
     visitor.page.goto(f"{console}/login?language=zh")
-    wrong["login"] = unfit(visitor)
+    wrong["login"] = visitor.unfit()
     assert len(wrong) > len(places) + 10, "tabs are looked at too"
-    assert not {path: found for path, found in wrong.items() if found}
+    assert {path: found for path, found in wrong.items() if found} == {}
 
 
 def test_every_page_of_the_menu_is_reached_by_keyboard(walk: Any) -> None:

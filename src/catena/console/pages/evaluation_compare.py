@@ -32,7 +32,8 @@ async def compare(view: View) -> None:
         for report, name in zip(found.reports, found.names, strict=True)
     ]
     with parts.heading(view.say("evaluation.comparison"), Markup("{} ⟷ {}").format(*links), over=over):
-        swap = Markup('<i class="material-icons" aria-hidden="true">swap_horiz</i>')
+        icon = '<i class="material-icons" title="{}" aria-hidden="true">swap_horiz</i><span class="c-heard">{}</span>'
+        swap = Markup(icon).format(*2 * [view.say("evaluation.swap")])
         parts.html(parts.link_button(view, swap, "evaluation", "compare", first=second, second=first))
     _gains(view, found)
     with parts.card(view.say("evaluation.pairs")):

@@ -60,7 +60,8 @@ class Desk:
                 self.said = parts.html("")
                 self.buttons = ui.element("div").classes("c-acts")
                 with ui.element("div").classes("c-tools"):
-                    self.other = ui.input(placeholder=view.say("labels.other")).props("dense outlined maxlength=200")
+                    other = view.say("labels.other")
+                    self.other = ui.input(placeholder=other).props(f'dense outlined maxlength=200 aria-label="{other}"')
                     self.other.on("keydown.enter", lambda: self.put(self.other.value))
                     parts.button(view.say("labels.put"), lambda: self.put(self.other.value))
                     parts.button(view.say("labels.back"), lambda: self.put(None))
