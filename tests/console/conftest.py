@@ -47,7 +47,7 @@ def texts(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Small:
-    """The workspace's folder, and keys by role."""
+    """The workspace's folder, and keys by role; `watcher` is a developer who may do no more than watch."""
 
     root: Path
     keys: dict[str, str]
@@ -62,9 +62,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         recipe = workspace.recipe(HERE / "small.yaml", [f"documents.paths=[{json.dumps(str(place / 'texts'))}]"])
         workspace.run(recipe)
         workspace.tag("small/model", "production")
-        keys = {
-            role: Keys(workspace.store.index).create(f"{role}-key", role)[0] for role in ("admin", "developer", "user")
-        }
+        book = Keys(workspace.store.index)
+        keys = {role: book.create(f"{role}-key", role)[0] for role in ("admin", "developer", "user")}
+        keys["watcher"] = book.create("watcher-key", "developer", actions=("metrics", "models"))[0]
     return Small(place / ".catena", keys)
 
 

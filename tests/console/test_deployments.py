@@ -75,9 +75,10 @@ def test_two_who_promote_at_once(visit: Visit, gateway: str, small: Small) -> No
         has(second, "echo-next is rolled back")
         has(second, "No release is under way")
         acts = catena.release_acts()
-    assert [one.act for one in acts] == ["start", "promote", "rollback"]
-    assert acts[1].by == "admin-key"
-    assert "<b>good</b>" in acts[1].reason
+    mine = acts[-3:]
+    assert [one.act for one in mine] == ["start", "promote", "rollback"]
+    assert mine[1].by == "admin-key"
+    assert "<b>good</b>" in mine[1].reason
     has(first, "No release is under way")
     assert "<b>good</b>" in first.text, "what people write is text"
     assert not first.errors

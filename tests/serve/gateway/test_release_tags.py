@@ -84,6 +84,16 @@ def test_the_tag_goes_with_the_promotion_and_comes_back_with_the_rollback(
     assert changes[2]["tag_put_back"] is True
 
 
+def test_a_candidate_that_is_not_stored_is_refused_at_once(start: Start, store: Store, models: tuple[str, str]) -> None:
+    running = begun(start, store)
+    for candidate, told in (("helpr@2", "helper"), ("helper@9", "helper")):
+        answer = running.client.post(f"{running.url}/admin/releases", json={"model": "m", "candidate": candidate})
+        assert answer.status_code == 404, answer.text
+        assert told in answer.json()["error"]["message"]
+    assert not running.gateway.releases.active
+    assert running.get("/admin/releases").json()["models"] == {"m": REF}
+
+
 def test_what_was_promoted_can_still_go_back_after_a_restart(
     start: Start, store: Store, models: tuple[str, str]
 ) -> None:

@@ -188,6 +188,10 @@ def test_what_cannot_be_done_is_said(start: Start) -> None:
     ]
     for place, body, code in asked:
         assert running.client.post(place, json=body).status_code == code, body
+    told = running.client.post(url, json={"model": "m", "candidate": "new"}).json()["error"]["message"]
+    assert "started by local at" in told, "the second of two who start is told who was first"
+    listed = running.get("/admin/releases").json()
+    assert (listed["models"], listed["candidates"]) == ({"m": ""}, ["new"])
     assert running.client.post(url, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
     liked = running.chat("hi").headers["x-request-id"]
     assert running.client.post(f"{url}/m", json={"act": "feedback", "request": liked, "good": True}).status_code == 200

@@ -33,6 +33,7 @@ FEWER: tuple[Action, ...] = ("models", "feedback")
 SCOPED = {"infer", "/v1/models/{name:path}"}
 """What needs a key for the model that is asked: an action, and a page about one model."""
 ONLY_ADMINS = {("/admin/keys", "GET"), ("/admin/keys", "POST"), ("/admin/keys/{id}", "POST"), ("/admin/audit", "GET")}
+RELEASE = ("/admin/releases/{model:path}", "POST")
 NOT_FOR_USERS = {("/metrics", "GET"), ("/v1/feedback", "GET"), ("/admin/lineage/{ref:path}", "GET")} | {
     (path, method) for path in ("/admin/releases", "/admin/releases/{model:path}") for method in ("GET", "POST")
 }
@@ -102,7 +103,7 @@ def expected(role: Role, state: str, method: str, path: str) -> set[int]:
         return {404, 405}
     if action not in granted:
         return {403}
-    if state == "other model" and SCOPED & {action, path}:
+    if state == "other model" and (SCOPED & {action, path} or (path, method) == RELEASE):
         return {403}
     return set()
 
@@ -157,6 +158,15 @@ def test_the_rules_are_those_of_the_routes_that_there_are(running: Running) -> N
 def test_only_these_pages_are_everybodys(running: Running) -> None:
     paths = {path_of(route) for route in running.gateway.routes}
     assert {path for path in paths if any(needed(method, path) == "public" for method in METHODS)} == OF_ANYBODY
+
+
+def test_a_key_for_other_models_starts_no_release(running: Running, keys: Any) -> None:
+    body = {"model": "m", "candidate": "m"}
+    for role in ("developer", "admin"):
+        head = credentials(keys[role, "other model"], "other model")
+        answer = running.client.post(f"{running.url}/admin/releases", json=body, headers=head)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_allowed")
+        assert running.client.get(f"{running.url}/admin/releases", headers=head).json()["changes"] == []
 
 
 def test_the_table_finds_for_a_path_the_rule_of_its_own_route(running: Running) -> None:

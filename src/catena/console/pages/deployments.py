@@ -32,13 +32,13 @@ async def deployments(view: View) -> None:
     """Draw what runs, or what is in production where nothing runs."""
     address = view.gateway
     where = view.say("deployments.at", url=address) if address else ""
-    parts.heading(view.say("deployments.title"), view.say("deployments.lead"), over=where)
+    begin = parts.heading(view.say("deployments.title"), view.say("deployments.lead"), over=where)
     if address is None:
         with parts.card():
             hint = view.say("deployments.none_hint")
             parts.empty(view.say("deployments.none"), "catena up deploy.yaml", hint)
     else:
-        Live(view, address).draw()
+        Live(view, address).draw(begin)
     with parts.card(view.say("deployments.tags"), view.say("deployments.tags_note")):
         found = await parts.read(tagged, view.workspace)
         parts.table(_tag_heads(view), [_tag_row(view, one) for one in found]) if found else parts.empty(
@@ -54,15 +54,15 @@ class Live:
         self._watch.visited()
         self._last: Snapshot | None = None
 
-    def draw(self) -> None:
-        """Draw all of it, and go on looking."""
+    def draw(self, begin: ui.element) -> None:
+        """Draw all of it, and go on looking; in `begin` a release is started."""
         view = self._view
         self._status = parts.html("")
         self._figures = parts.html("", tag="dl").classes("c-figures")
         with parts.columns():
             self._requests = self._chart("deployments.chart_requests")
             self._first = self._chart("deployments.chart_first")
-        self._releases = ReleaseCards(view, self._watch, self.refresh)
+        self._releases = ReleaseCards(view, self._watch, begin, self.refresh)
         with parts.card(view.say("deployments.models"), view.say("deployments.window")) as self._models_card:
             self._models = parts.html("")
         with parts.card(view.say("deployments.replicas")) as self._replicas_card:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from nicegui import ui
 
 from catena.console import cells, parts
+from catena.console.pages.release_form import Form
 from catena.console.parts import Column
 from catena.console.read.gateway import Snapshot, Watch, end_release
 from catena.console.view import View
@@ -19,12 +20,20 @@ SIGNALS = ("errors", "first_token", "pace", "empty", "odd", "flagged", "liked")
 
 
 class ReleaseCards:
-    """A card for each release; drawn anew where another one began or its stage changed, else only its numbers."""
+    """A card for each release, and in `begin` the button that starts one.
 
-    def __init__(self, view: View, watch: Watch, after: Callable[[], Awaitable[None]]) -> None:
+    A card is drawn anew where another release began or its stage changed, else only its numbers.
+    """
+
+    def __init__(self, view: View, watch: Watch, begin: ui.element, after: Callable[[], Awaitable[None]]) -> None:
         self._view, self._watch, self._after = view, watch, after
         self._place = ui.element("div").classes("c-stackcards")
         self._key: object = None
+        self._found: Snapshot | None = None
+        with begin:
+            word = view.say("deployments.start")
+            self._begin = parts.button(word, self._start, main=True, icon="rocket_launch")
+        self._begin.set_visibility(False)
         self._numbers: dict[str, ui.html] = {}
 
     def show(self, found: Snapshot) -> None:
@@ -41,10 +50,26 @@ class ReleaseCards:
                     self._card(one)
                 if seen and not releases:
                     self._none()
+        self._button_for(found, seen)
         for one in releases:
             content = str(_numbers(self._view, one))
             if self._numbers[one.model].content != content:
                 self._numbers[one.model].content = content
+
+    def _button_for(self, found: Snapshot, seen: bool) -> None:
+        """Offer to start one where there is what could be released."""
+        self._found = found
+        self._begin.set_visibility(seen and bool(found.offer.models))
+
+    async def _start(self) -> None:
+        self._view.need("releases")
+        if await Form.ask(self._view, self._latest):
+            self._watch.stale()
+            await self._after()
+
+    def _latest(self) -> Snapshot:
+        assert self._found is not None, "the button is seen with the first snapshot"
+        return self._found
 
     def _none(self) -> None:
         view = self._view

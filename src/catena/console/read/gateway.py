@@ -39,6 +39,16 @@ class Replica:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """What a gateway can release."""
+
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Each model, and the stored model that it is served from; empty for one from elsewhere."""
+    candidates: tuple[str, ...] = ()
+    """Those that the deploy file names."""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A gateway at one moment."""
 
@@ -52,6 +62,7 @@ class Snapshot:
     releases: tuple[Release, ...] = ()
     acts: tuple[ReleaseAct, ...] = ()
     """What was done, newest first."""
+    offer: Offer = Offer()
     may_release: bool = True
     """Whether the server has releases at all."""
 
@@ -62,7 +73,7 @@ class Watch:
 
     history: History = field(default_factory=History)
     _last: Snapshot | None = None
-    _releases: tuple[tuple[Release, ...], tuple[ReleaseAct, ...]] = ((), ())
+    _releases: tuple[tuple[Release, ...], tuple[ReleaseAct, ...], Offer] = ((), (), Offer())
     _asked_releases: float = 0.0
     _has_releases: bool = True
     _visited: bool = False
@@ -110,7 +121,7 @@ class Watch:
             return
         self._visited = False
         try:
-            told = await catena.send(Call(dict, "GET", "/admin/releases"))  # both by one question
+            told = await catena.send(Call(dict, "GET", "/admin/releases"))  # all of it by one question
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -118,7 +129,8 @@ class Watch:
             return
         under_way = tuple(Release.model_validate(one) for one in told["releases"])
         acts = tuple(ReleaseAct.model_validate(one) for one in reversed(told["changes"]))
-        self._releases, self._asked_releases = (under_way, acts), at
+        offer = Offer(told.get("models") or {}, tuple(told.get("candidates") or ()))
+        self._releases, self._asked_releases = (under_way, acts, offer), at
 
 
 async def _replicas(catena: AsyncCatena) -> tuple[bool, Mapping[str, Any]]:
@@ -158,6 +170,18 @@ async def end_release(client: Client, release: Release, act: str, reason: str) -
             await (catena.promote if act == "promote" else catena.rollback)(release.model, reason=reason, release=id)
         except ApiError as error:
             if error.status in (404, 409):
+                return error.message
+            raise
+    return ""
+
+
+async def start_release(client: Client, model: str, candidate: str, settings: Mapping[str, Any]) -> str:
+    """Start a release; returns nothing, or why another one is under way. Raises other refusals."""
+    async with client() as catena:
+        try:
+            await catena.start_release(model, candidate, **settings)
+        except ApiError as error:
+            if error.status == 409:
                 return error.message
             raise
     return ""

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from catena.core.errors import CatenaError
 from catena.core.types import ModelVersion
 from catena.govern.changes import Change, change_log
 from catena.hub.attribution import AnswerSource, answer_sources
 from catena.workspace import Workspace
 
 PRODUCTION = "production"
+NOT_SERVED = ("adapter", "tokenizer", "filter")
+"""Forms of models that answer nobody by themselves."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,32 @@ def tagged(workspace: Workspace) -> list[Tagged]:
         found.append(Tagged(name, tag, versions.get((name, digest)), digest, at, by, scores.get(digest, {})))
     newest = sorted(found, key=lambda one: one.moved.timestamp() if one.moved else 0.0, reverse=True)
     return sorted(newest, key=lambda one: one.tag != PRODUCTION)
+
+
+def digest_of(workspace: Workspace, ref: str) -> str:
+    """Return a stored model's digest; empty where it is not here: a gateway may run over another workspace."""
+    try:
+        return workspace.store.resolve(ref, ModelVersion).digest if ref else ""
+    except CatenaError:
+        return ""
+
+
+def candidates(workspace: Workspace, served: str) -> list[str]:
+    """Return stored models that could be released: versions of the name that is served, newest first, then others.
+
+    `served` is what a deploy file says: name, name@tag, name@version or a digest. What is served now is none of them.
+    """
+    index, name, now = workspace.store.index, served.partition("@")[0], digest_of(workspace, served)
+    stored = [one for one in index.all_artifacts() if isinstance(one, ModelVersion)]
+    models = {one.digest for one in stored if one.form not in NOT_SERVED and one.digest != now}
+    mine: list[str] = []
+    newest: dict[str, str] = {}
+    for row in sorted(index.versions(), key=lambda row: (row.created, row.version), reverse=True):
+        if row.digest in models:
+            ref = f"{row.name}@{row.version}"
+            mine += [ref] if row.name == name else []
+            newest.setdefault(row.name, ref)
+    return [*mine, *(ref for other, ref in newest.items() if other != name)]
 
 
 def changes(workspace: Workspace, offset: int, limit: int, words: str = "") -> tuple[list[Change], int]:

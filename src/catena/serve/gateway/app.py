@@ -305,7 +305,7 @@ class Gateway:
             Route("/health", self._health),
             Route("/ready", self._ready),
             Route("/metrics", self._metrics),
-            *Admin(self.releases).routes,
+            *Admin(self).routes,
             *self._documents.routes,
             *(self.jobs.routes if self.jobs is not None else ()),
         ]

@@ -1,6 +1,8 @@
 """`/admin/releases`: what `catena release` talks to. Acts need the action `releases`, or a server on loopback.
 
-A promotion or a rollback may say which release it means (`release`, its id): it is refused where that is over by now.
+Who lists them sees too what can be released: each model with what it is served from, and the named candidates. A key
+for some models moves only theirs. A promotion or a rollback may say which release it means (`release`, its id): it is
+refused where that is over by now.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from catena.serve.endpoint import require_json
 from catena.serve.errors import answer_to
 from catena.serve.hosts import BOUND, is_loopback
 from catena.serve.middleware.exchange import principal_of
+from catena.serve.wire import WireError
 
 if TYPE_CHECKING:
-    from catena.serve.releases.manager import Releases
+    from catena.serve.gateway.app import Gateway
 
 MOST_BYTES = 1 << 16
 SHOWN = 50
@@ -29,8 +32,8 @@ ACTS = ("promote", "rollback", "feedback")
 class Admin:
     """The routes."""
 
-    def __init__(self, releases: Releases) -> None:
-        self._releases = releases
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway, self._releases = gateway, gateway.releases
         self.routes: list[BaseRoute] = [
             Route("/admin/releases", self._all, methods=["GET", "POST"]),
             Route("/admin/releases/{model:path}", self._one, methods=["GET", "POST"]),
@@ -41,8 +44,7 @@ class Admin:
         try:
             by = _who(request)
             if request.method == "GET":
-                changes = releases.log.entries()[-SHOWN:]
-                return JSONResponse({"releases": [releases.status(one) for one in releases.active], "changes": changes})
+                return JSONResponse(self._told())
             body = await _body(request)
             model, candidate = body.get("model"), body.get("candidate")
             if not isinstance(model, str) or not isinstance(candidate, str):
@@ -50,15 +52,27 @@ class Admin:
             release = body.get("release") or {}
             if not isinstance(release, dict):
                 raise UsageError("release must be an object")
+            _require_model(request, model)
             return JSONResponse(releases.start(model, candidate, release, by), 201)
         except CatenaError as error:
             return answer_to(error)
+
+    def _told(self) -> dict[str, Any]:
+        """Return how releases stand, what was done, and what can be released."""
+        gateway, releases = self._gateway, self._releases
+        return {
+            "releases": [releases.status(one) for one in releases.active],
+            "changes": releases.log.entries()[-SHOWN:],
+            "models": {name: spec.model for name, spec in gateway.specs.items()},
+            "candidates": list(gateway.config.candidates),
+        }
 
     async def _one(self, request: Request) -> Response:
         releases, model = self._releases, request.path_params["model"]
         try:
             by = _who(request)
             if request.method == "POST":
+                _require_model(request, model)
                 body = await _body(request)
                 act, reason = body.get("act"), str(body.get("reason") or "asked for")
                 if act in ("promote", "rollback") and (release := body.get("release")):
@@ -91,6 +105,13 @@ def _who(request: Request) -> str:
     if not is_loopback(str(bound)):
         raise Forbidden("releases need a server with keys, or one on loopback")
     return "local"
+
+
+def _require_model(request: Request, model: str) -> None:
+    """Raise `WireError` (403) where the key is for other models: the same words whether there is this one or not."""
+    asker = principal_of(request.scope)
+    if asker is not None and not asker.may_use(model):
+        raise WireError(f"this key may not release the model {model!r}", code="model_not_allowed", status=403)
 
 
 async def _body(request: Request) -> dict[str, Any]:

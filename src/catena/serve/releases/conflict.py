@@ -28,6 +28,12 @@ def was_promoted(model: str, entries: Iterable[Mapping[str, Any]]) -> Conflict:
     return Conflict(f"everybody has the candidate of {model!r} already", hint=last_act(model, entries))
 
 
+def is_under_way(model: str, entries: Iterable[Mapping[str, Any]]) -> Conflict:
+    """Return the error for a release that is to start while another one goes on."""
+    hint = f"{last_act(model, entries)} Promote it or roll it back first."
+    return Conflict(f"a release of {model!r} is under way", hint=hint.strip())
+
+
 def is_another(model: str, asked: str, release: str, entries: Iterable[Mapping[str, Any]]) -> Conflict:
     """Return the error for an act on a release that is over, while another one is under way."""
     hint = f"{last_act(model, entries)} Now {release} is under way."

@@ -27,7 +27,7 @@ from catena.serve.gateway.config import ModelConfig
 from catena.serve.gateway.pool import Pool
 from catena.serve.releases.active import Active, kept_of
 from catena.serve.releases.changes import Alone, ChangeLog
-from catena.serve.releases.conflict import Conflict, is_another, is_elsewhere, is_over, was_promoted
+from catena.serve.releases.conflict import is_another, is_elsewhere, is_over, is_under_way, was_promoted
 from catena.serve.releases.evidence import Cusum
 from catena.serve.releases.owed import AGAIN_S, Owed
 from catena.serve.releases.plan import Decision, Outcome, Release, ReleaseConfig
@@ -97,14 +97,16 @@ class Releases:
     # -- acts ----------------------------------------------------------------------------------------------------------
 
     def start(self, model: str, candidate: str, release: Mapping[str, Any], by: str) -> dict[str, Any]:
-        """Begin a release. Raises `NotFound`, or `UsageError` where one is under way."""
+        """Begin a release. Raises `NotFound`, or `Conflict` where one is under way."""
         if model not in self._gateway.pools:
             raise NotFound(f"there is no model {model!r}")
         if not self._alone.held():
             raise is_elsewhere()
         if model in self.active:
-            raise Conflict(f"a release of {model!r} is under way", hint="Promote it or roll it back first.")
+            raise is_under_way(model, self.log.entries())
         config = parse(ReleaseConfig, release, where="release")
+        if self._tags and self._gateway.specs[model].model and candidate not in self._gateway.config.candidates:
+            self._tags.require(candidate)
         active = self._begin(model, candidate, secrets.token_hex(6), config, 0)
         settings = config.model_dump(mode="json")
         self.log.add("start", model, by, release=active.release.id, candidate=candidate, config=settings)

@@ -34,6 +34,13 @@ class Tags:
     def __init__(self, store: Store) -> None:
         self._store = store
 
+    def require(self, candidate: str) -> None:
+        """Raise `NotFound`, or `UsageError` for what is no model; without its index a store takes it at its word."""
+        try:
+            self._store.resolve(candidate, ModelVersion)
+        except EnvironmentProblem as error:
+            logger.warning("whether there is %s cannot be told without the index: %s", candidate, error)
+
     def move(self, stable: str, candidate: str) -> Move | None:
         """Return what the promotion of a candidate moves; None where no tag is named, or the models' names differ."""
         name, _, tag = stable.partition("@")
