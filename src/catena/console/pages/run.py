@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -128,8 +129,10 @@ async def _curves(view: View, book: Books, found: RunState) -> Refresh:
     if await parts.read(book.curves.unread, found) > SLOW_BYTES:
         with parts.card() as waiting:
             parts.empty(view.say("runs.reading"))
+            ui.echart({}).classes("c-early").props('aria-hidden="true"')  # what draws comes while what is drawn is read
+        reading = asyncio.ensure_future(parts.read(book.curves.metrics, found))
         await ui.context.client.connected()  # the page is there; the curves come to it
-        metrics = await parts.read(book.curves.metrics, found)
+        metrics = await reading
         if waiting.is_deleted:  # whoever asked has gone away meanwhile
             return _nothing
         waiting.delete()

@@ -14,7 +14,8 @@ import numpy as np
 from sqlalchemy import select
 
 from catena.console.charts import Floats, thin
-from catena.console.read.events import Followed, last_of_each
+from catena.console.read.course import last_of_each
+from catena.console.read.events import Followed
 from catena.console.read.runs import RunBook, RunState, StepState
 from catena.console.read.tables import reading
 from catena.console.read.thin import between, means

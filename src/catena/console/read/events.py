@@ -2,30 +2,41 @@
 
     runs/<group>/events.jsonl -> blocks of whole lines -> Arrow's JSON reader -> a `Course` for each step and metric
 
-A run of a million metric points is 120 MB of lines. Arrow reads them in C++ on all cores; a block that it refuses (NaN,
-a line that a kill cut short, a fact whose value is text) is read line by line. What was read is never read again.
+A run of a million metric points is 120 MB of lines. Arrow reads them in C++ on all cores; lines that it refuses (NaN, a
+fact whose value is text) are read by themselves, as is each line of a block in which a kill cut one short. What was
+read is never read again, by this process or (`kept`) by one that comes later.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import orjson
 import pyarrow as pa
 from pyarrow import json as arrow_json
 
+from catena.console.read import kept
+from catena.console.read.course import Course
+from catena.console.read.kept import Curve, Kept
+
+logger = logging.getLogger(__name__)
 BLOCK = 16 << 20
 """Bytes that are read at once."""
 MOST_NOTES = 200_000
 """Of one run that are kept; of more, the oldest go."""
+KEEP_FROM = 8 << 20
+"""Bytes of events from which on what was read is kept: a tenth of a second and more."""
+KEEP_AFTER_S = 1.0
+"""So long after it was read it is kept, in seconds: whoever waits for a page does not wait for this too."""
 OPEN_FILES = 32
 """Runs that are kept in memory."""
 SCHEMA = pa.schema(
@@ -42,61 +53,15 @@ ODD = (b'"value": "', b"NaN", b"Infinity")
 PLENTIFUL = ("metric", "progress")
 
 
-class Course:
-    """One metric over the steps of a training. Only grows; reading it costs nothing."""
-
-    def __init__(self) -> None:
-        self._steps = np.empty(256, dtype=np.int64)
-        self._values = np.empty(256, dtype=np.float64)
-        self._size = 0
-        self._rising = True
-        self.broken: list[int] = []
-        """Steps at which the value was no finite number."""
-
-    def add(self, steps: np.ndarray, values: np.ndarray) -> None:
-        """Append points. A step that was there before counts the last time."""
-        finite = np.isfinite(values)
-        if not finite.all():
-            self.broken += steps[~finite].tolist()
-            steps, values = steps[finite], values[finite]
-        if not len(steps):
-            return
-        before = self._steps[self._size - 1] if self._size else steps[0] - 1
-        self._rising = self._rising and bool(steps[0] > before) and bool((np.diff(steps) > 0).all())
-        end = self._size + len(steps)
-        if end > len(self._steps):
-            self._steps = _grown(self._steps, self._size, end)
-            self._values = _grown(self._values, self._size, end)
-        self._steps[self._size : end] = steps
-        self._values[self._size : end] = values
-        self._size = end
-
-    def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return steps, rising, and values: views, not to be written."""
-        if not self._rising:
-            steps, values = last_of_each(self._steps[: self._size], self._values[: self._size])
-            self._steps, self._values, self._size, self._rising = steps, values, len(steps), True
-        return self._steps[: self._size], self._values[: self._size]
-
-    def __len__(self) -> int:
-        return self._size
-
-
-def _grown(old: np.ndarray, size: int, least: int) -> np.ndarray:
-    grown = np.empty(max(2 * len(old), least), dtype=old.dtype)
-    grown[:size] = old[:size]
-    return grown
-
-
-def last_of_each(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the points by rising step; of a step that stands there twice, the last."""
-    order = np.argsort(steps, kind="stable")
-    steps, values = steps[order], values[order]
-    last = np.append(np.diff(steps) > 0, True) if len(steps) else np.zeros(0, dtype=bool)
-    return steps[last], values[last]
-
-
 Courses = dict[tuple[str, str], Course]
+
+
+class Note(NamedTuple):
+    """An event that is no metric, and where its line stands in the file."""
+
+    event: dict[str, Any]
+    first: int
+    end: int
 
 
 @dataclass
@@ -105,15 +70,19 @@ class _Read:
 
     courses: Courses = field(default_factory=dict)
     """By step of the recipe and metric."""
-    notes: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     """Every event that is neither metric nor progress, in order."""
     forgotten: int = 0
     """Notes that were dropped from the beginning."""
-    progress: dict[str, dict[str, Any]] = field(default_factory=dict)
+    progress: dict[str, Note] = field(default_factory=dict)
     """The last one of each step."""
     offset: int = 0
     file: tuple[int, int] = (0, 0)
     """Device and inode."""
+    kept: int = 0
+    """Up to where it is on the disk."""
+    odd: bool = False
+    """Whether the last block had lines that Arrow refuses: the next one will have them too."""
 
 
 class Followed:
@@ -138,12 +107,15 @@ class Followed:
             except FileNotFoundError:
                 return False
 
-    def _follow(self, stream: Any) -> bool:
+    def _follow(self, stream: BinaryIO) -> bool:
         status = os.fstat(stream.fileno())
         file = (status.st_dev, status.st_ino)
-        if file != self._read.file or status.st_size < self._read.offset:  # another file took its place
-            self._read = _Read(file=file)
         before = self._read.offset
+        if file != self._read.file or status.st_size < self._read.offset:  # another file took its place
+            before = 0
+            self._read = _Read(file=file)
+            if status.st_size >= KEEP_FROM:
+                self._recall(stream)
         size = BLOCK
         while self._read.offset < status.st_size:
             stream.seek(self._read.offset)
@@ -160,22 +132,24 @@ class Followed:
         return self._read.offset != before
 
     def _take(self, block: bytes) -> None:
-        block, odd = _without_odd(block)
-        if block and not self._take_fast(block):
-            odd = block.splitlines() + odd
-        for line in odd:
-            event = _parsed(line)
-            if event is not None:
-                self._take_event(event)
+        odd: list[tuple[int, int]] = []
+        plain = block
+        if self._read.odd or not self._take_fast(block, odd):
+            plain, odd = _without_odd(block)
+            if not self._take_fast(plain, odd):
+                odd = list(zip(*(edges.tolist() for edges in _lines(block, [])), strict=True))
+        for first, end in odd:
+            self._take_line(block, first, end)
         if odd:
-            self._read.notes.sort(key=lambda note: note.get("at") or 0.0)
+            self._read.notes.sort(key=lambda note: note.first)
+        self._read.odd = bool(odd)
         if len(self._read.notes) > MOST_NOTES:
             over = len(self._read.notes) - MOST_NOTES
             del self._read.notes[:over]
             self._read.forgotten += over
 
-    def _take_fast(self, block: bytes) -> bool:
-        """Take a block by Arrow; False, and nothing is taken, where it is not as Arrow wants it."""
+    def _take_fast(self, block: bytes, blank: list[tuple[int, int]]) -> bool:
+        """Take a block, but for its blank lines, by Arrow; False, and nothing is taken, where Arrow refuses it."""
         try:
             table = arrow_json.read_json(
                 pa.BufferReader(block),
@@ -184,7 +158,7 @@ class Followed:
             )
         except pa.ArrowInvalid:
             return False
-        if table.num_rows != block.count(b"\n"):
+        if table.num_rows != block.count(b"\n") - len(blank):
             return False
         columns = [table[name].combine_chunks() for name in SCHEMA.names]
         kinds, events = _coded(columns[0])
@@ -195,12 +169,15 @@ class Followed:
         last = [int(progress[steps[progress] == code][-1]) for code in np.unique(steps[progress])]
         wanted = sorted([*np.flatnonzero(~plain).tolist(), *last])
         if wanted:
-            ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n"))
+            firsts, ends = _lines(block, blank)
             for row in wanted:
-                event = _parsed(block[(ends[row - 1] + 1 if row else 0) : ends[row]])
-                if event is not None:
-                    self._take_event(event)
+                self._take_line(block, int(firsts[row]), int(ends[row]))
         return True
+
+    def _take_line(self, block: bytes, first: int, end: int) -> None:
+        event = _parsed(block[first:end])
+        if event is not None:
+            self._take_event(Note(event, self._read.offset + first, self._read.offset + end))
 
     def _take_metrics(self, kinds: list[str], events: np.ndarray, columns: list[Any]) -> None:
         if "metric" not in kinds:
@@ -215,18 +192,56 @@ class Followed:
             course = self._course(steps[pair // len(names)], names[pair % len(names)])
             course.add(at[rows].astype(np.int64), values[rows])
 
-    def _take_event(self, event: dict[str, Any]) -> None:
+    def _take_event(self, note: Note) -> None:
+        event = note.event
         kind = event.get("event")
         if kind == "progress":
-            self._read.progress[str(event.get("step") or "")] = event
+            self._read.progress[str(event.get("step") or "")] = note
         elif kind != "metric":
-            self._read.notes.append(event)
+            self._read.notes.append(note)
         elif type(event.get("at_step")) is int and isinstance(event.get("value"), int | float):
             course = self._course(str(event.get("step") or ""), str(event.get("name")))
             course.add(np.array([event["at_step"]]), np.array([event["value"]], dtype=float))
 
     def _course(self, step: str, name: str) -> Course:
         return self._read.courses.setdefault((step, name), Course())
+
+    # -- what was read, on the disk ----------------------------------------------------------------------------------
+
+    @property
+    def due(self) -> bool:
+        """Whether much more was read than is kept: a quarter more, so that a run that grows is not written for ever."""
+        return self._read.offset - self._read.kept >= max(KEEP_FROM, self._read.kept // 4)
+
+    def keep(self) -> None:
+        """Keep what was read, if it is time to. Where that cannot be written, the next process reads for itself."""
+        with self._lock:
+            read = self._read
+            if not self.due:
+                return
+            read.kept = read.offset
+            curves = [Curve(step, name, *course.copied()) for (step, name), course in read.courses.items()]
+            spans = [_spans(read.notes), _spans(list(read.progress.values()))]
+            told = Kept(read.file, read.offset, curves, spans[0], spans[1], read.forgotten)
+        try:
+            kept.write(self.path, told)
+        except OSError as error:
+            logger.info("what was read of %s is not kept: %s", self.path.name, error)
+
+    def _recall(self, stream: BinaryIO) -> None:
+        """Take what was kept of this file, if it is whole and of this file."""
+        told = kept.read(self.path, stream)
+        if told is None:
+            return
+        notes = [_noted(stream, first, end) for first, end in told.notes.tolist()]
+        progress = [_noted(stream, first, end) for first, end in told.progress.tolist()]
+        if None in notes or None in progress:
+            return
+        read = self._read
+        read.courses = {(one.step, one.name): Course.of(one.steps, one.values, one.broken) for one in told.curves}
+        read.notes = [note for note in notes if note is not None]
+        read.progress = {str(note.event.get("step") or ""): note for note in progress if note is not None}
+        read.forgotten, read.offset, read.kept = told.forgotten, told.offset, told.offset
 
     # -- what was read -----------------------------------------------------------------------------------------------
 
@@ -238,20 +253,18 @@ class Followed:
     def points(self, step: str, name: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Return copies of a metric's steps and values, and the steps at which it was no finite number."""
         with self._lock:
-            course = self._read.courses.get((step, name)) or Course()
-            steps, values = course.points()
-            return steps.copy(), values.copy(), list(course.broken)
+            return self._read.courses.get((step, name), Course()).copied()
 
     def notes(self, wanted: Callable[[dict[str, Any]], bool] | None = None) -> list[dict[str, Any]]:
         """Return the events that are neither metric nor progress, oldest first."""
         with self._lock:
-            kept = list(self._read.notes)
-        return kept if wanted is None else [note for note in kept if wanted(note)]
+            found = [note.event for note in self._read.notes]
+        return found if wanted is None else [event for event in found if wanted(event)]
 
     def progress(self) -> dict[str, dict[str, Any]]:
         """Return the last progress of each step."""
         with self._lock:
-            return dict(self._read.progress)
+            return {step: note.event for step, note in self._read.progress.items()}
 
 
 def _coded(column: Any) -> tuple[list[str], np.ndarray]:
@@ -260,8 +273,27 @@ def _coded(column: Any) -> tuple[list[str], np.ndarray]:
     return coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _without_odd(block: bytes) -> tuple[bytes, list[bytes]]:
-    """Return a block without the lines that Arrow would refuse, and these."""
+def _lines(block: bytes, without: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each line begins and ends, but for some."""
+    ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")) + 1
+    firsts = np.concatenate([[0], ends[:-1]])
+    wanted = ~np.isin(firsts, [first for first, _ in without])
+    return firsts[wanted], ends[wanted]
+
+
+def _spans(notes: list[Note]) -> np.ndarray:
+    return np.array([(note.first, note.end) for note in notes], dtype=np.int64).reshape(-1, 2)
+
+
+def _noted(stream: BinaryIO, first: int, end: int) -> Note | None:
+    """Return the event that stands there, or None where there is none."""
+    stream.seek(first)
+    event = _parsed(stream.read(end - first))
+    return Note(event, first, end) if event is not None else None
+
+
+def _without_odd(block: bytes) -> tuple[bytes, list[tuple[int, int]]]:
+    """Return a block in which the lines are blank that Arrow would refuse, and where these begin and end."""
     spans: set[tuple[int, int]] = set()
     for mark in ODD:
         found = block.find(mark)
@@ -271,11 +303,10 @@ def _without_odd(block: bytes) -> tuple[bytes, list[bytes]]:
             found = block.find(mark, end)
     if not spans:
         return block, []
-    kept, at = [], 0
-    for first, end in sorted(spans):
-        kept.append(block[at:first])
-        at = end
-    return b"".join([*kept, block[at:]]), [block[first:end] for first, end in sorted(spans)]
+    blanked, odd = bytearray(block), sorted(spans)
+    for first, end in odd:
+        blanked[first : end - 1] = b" " * (end - 1 - first)
+    return bytes(blanked), odd
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
@@ -305,7 +336,10 @@ class Shelf:
             self._files.move_to_end(path)
             while len(self._files) > self._most:
                 self._files.popitem(last=False)
-        found.update()
+        if found.update() and found.due:
+            later = threading.Timer(KEEP_AFTER_S, found.keep)
+            later.daemon = True
+            later.start()
         return found
 
     def unread(self, path: Path) -> int:
