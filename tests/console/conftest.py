@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -155,7 +156,15 @@ class Visitor:
         return bool(self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth"))
 
     def unfit(self) -> list[str]:
-        """Return what keeps the page from being found one's way in by ear: Chromium's own tree for screen readers."""
+        """Return what keeps one from finding the way in a page by ear, when all of it has come."""
+        self.page.wait_for_load_state("networkidle")
+        late = time.monotonic() + 5
+        while (found := self._unfit()) and time.monotonic() < late:
+            time.sleep(0.1)
+        return found
+
+    def _unfit(self) -> list[str]:
+        """Look into Chromium's own tree for screen readers."""
         counts = {tag: self.page.locator(tag).count() for tag in ("main, [role=main]", "h1")}
         found = [f"{count} of {tag}" for tag, count in counts.items() if count != 1]
         found += [] if self.page.get_attribute("html", "lang") in ("en", "en-US", "zh", "zh-CN") else ["no lang"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import catena
+from catena.console.pages.models import below_the_title
 from catena.console.read.models import Conflict
 from catena.core.types import ModelVersion, Score
 from catena.hub.store import Store
@@ -75,10 +76,16 @@ def test_lineage_is_drawn_in_the_colours_of_the_page(visit: Visit, store: Store)
     assert colour == "rgb(230, 235, 239)"
 
 
+def test_a_card_stands_below_the_title_of_its_page_and_its_code_stays() -> None:
+    card = "# helper\n\ntext # no heading\n\n```python\n# a comment\nload()\n```\n\n## Data\n```sh\n# another\n```\n"
+    assert below_the_title(card) == card.replace("# helper", "## helper").replace("## Data", "### Data")
+    assert below_the_title("") == ""
+
+
 def test_a_hostile_licence_is_shown_and_does_nothing(visit: Visit, store: Store) -> None:
     visitor = visit("developer")
     visitor.go("/models/small/tiny@1")
-    visitor.page.wait_for_selector(".c-markdown h1")
+    visitor.page.wait_for_selector(".c-markdown h2")
     assert "<script>" in visitor.text
     assert visitor.page.title().startswith("Models")
 

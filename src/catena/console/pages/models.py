@@ -179,9 +179,16 @@ def _figures(view: View, found: ModelView) -> None:
 
 
 async def _card(view: View, book: ModelBook, found: ModelView) -> None:
-    text = await parts.read(book.card, found)
+    text = below_the_title(await parts.read(book.card, found))
     with parts.card():
         ui.markdown(text, extras=["tables", "fenced-code-blocks", "code-friendly"]).classes("c-markdown")
+
+
+def below_the_title(text: str) -> str:
+    """Return Markdown whose headings stand one level lower: the page has its title already. Blocks of code stay."""
+    pieces = re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
+    lower = [re.sub(r"^#{1,5} ", r"#\g<0>", piece, flags=re.MULTILINE) for piece in pieces[::2]]
+    return "".join(piece for pair in zip(lower, [*pieces[1::2], ""], strict=True) for piece in pair)
 
 
 async def _scores(view: View, book: ModelBook, found: ModelView) -> None:

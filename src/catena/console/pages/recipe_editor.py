@@ -27,13 +27,14 @@ CHECK_S = 0.6
 MOST_DIFFERENCES = 400
 DRAFTS = """
 (() => {
-  const key = %(key)s, saved = %(saved)s;
+  const key = %(key)s, saved = %(saved)s, name = %(name)s;
   const editor = () => document.querySelector('.c-editor .cm-content')?.cmTile?.view
     ?? document.querySelector('.c-editor .cm-content')?.cmView?.view;
   window.catenaDraft = {saved, forget() { localStorage.removeItem(key); }};
   const held = localStorage.getItem(key);
   if (held !== null && held !== saved) emitEvent('catena-draft', held);
   setInterval(() => {
+    document.querySelector('.c-editor .cm-content')?.setAttribute('aria-label', name);
     const view = editor();
     if (!view) return;
     const text = view.state.doc.toString();
@@ -76,7 +77,6 @@ class Editor:
                     indent="  ",
                     on_change=self._typed,
                 ).classes("c-editor")
-                self.text.props(f'aria-label="{view.say("recipes.name")}"')
             self.findings = parts.card()
         await self.check()
         ui.on("catena-draft", self._draft)
@@ -84,7 +84,8 @@ class Editor:
         ui.timer(0.1, lambda: self._watch(key), once=True)
 
     def _watch(self, key: str) -> None:
-        ui.run_javascript(DRAFTS % {"key": json.dumps(key), "saved": _script(self.loaded.text)})
+        name = json.dumps(self.view.say("recipes.name"))
+        ui.run_javascript(DRAFTS % {"key": json.dumps(key), "saved": _script(self.loaded.text), "name": name})
 
     async def _typed(self) -> None:
         self.asked += 1
