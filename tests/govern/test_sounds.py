@@ -37,6 +37,10 @@ def test_what_sounds_or_looks_like_an_entry_is_found(text: str) -> None:
     [
         "女权运动的历史", "他出生在北京，chusheng", "I love China and bananas", "他见人就笑", "你吗",
         "他至张家口", "绿LV包", "安装 B 软件",
+        "你去四川玩吗", "你去 四川", "你去寺庙看看", "你去思考一下", "到了长沙差点忘了", "和父母沟通", "台湾人诈骗猖獗",
+        "报销日本人的机票", "备受娇宠", "请用高档复印机", "现状比较好", "删文件或换电脑", "表子集",
+        "你妈比我妈年轻", "你妈笔记本在哪", "给我几把钥匙", "他有几把椅子", "沙比利木地板", "你买够东西了吗",
+        "见货付款",
         "The gun Dan had is his", "shabib and ashabi", "900k users, F495, 5h17, 455 km, win2000 and mp3",
     ],
 )  # fmt: skip
@@ -75,7 +79,7 @@ def test_a_long_list_has_the_homophones_of_its_rarest_entries() -> None:
 PARTS = [
     "sha", "bi", "shabi", "煞", "笔", "傻", "王", "巴", "淡", "wang", "ba", "dan", " ", "3", "1", "，", "-", "\u200b",
     "x", "5", "h", "t", "i", "l", "l yourself", "k1l", "0", "a", "s", "455h0l3", "你", "妈", "cao", "ni", "ma", "\n",
-    "de", "女权",
+    "de", "女权", "你去", "四", "川", "死",
 ]  # fmt: skip
 
 
@@ -102,6 +106,7 @@ def test_how_a_text_is_cut_does_not_matter(parts: list[str], draw: random.Random
         "他走过来说啥币，然后笑了笑，大家都没有说话，就这样过去了。",
         "He said sha bi to all of us and then he left, and nobody said anything for a long time.",
         "他说 sha3bi1 然后 wang-ba-dan 就走了。王 巴 淡！",
+        "你去四川吗？你去四，大家都听到了，然后就这样过去了。",
         "They wrote 5 h 1 t and 4 5 5 h 0 l 3 on the wall, and k1ll yourself, and nothing else at all there.",
     ],
 )

@@ -4,8 +4,8 @@
                    -> sha bi, shabi, sha3 bi1, 傻bi, sha逼     spellings: looked for as they are, as whole words
 
 Left alone are syllables that ordinary Chinese has next to each other more often than `RARE` (出生 sounds as 畜生 does),
-usual words (女权 is not 女拳), and English ones (China is chi na). `scripts/readings.py` makes the tables and names
-their sources.
+usual words (女权 is not 女拳) and parts of them, and English ones (China is chi na). `scripts/readings.py` makes the
+tables and names their sources.
 """
 
 from __future__ import annotations
@@ -116,10 +116,15 @@ class Homophones:
     tones: tuple[str, ...] = ()
     """The syllables with tones, where those must be the same too."""
 
-    def has(self, part: str) -> bool:
-        """Tell whether a part of a text, found by its signs, sounds so and is no usual word."""
-        heard = read(part)
-        return bool(heard) and self.tones in ((), heard) and part not in _ordinary()
+    def has(self, text: str, start: int, end: int) -> bool:
+        """Tell whether a part of a text, found by its signs, sounds so and is no usual word.
+
+        Nor may its first or last character be one of a usual word with what stands beside it: 你去四 sounds as 你去死
+        does, but not in 你去四川, nor 母沟 as 母狗 in 父母沟通.
+        """
+        heard, usual = read(text[start:end]), _ordinary()
+        edges = (text[max(start - 1, 0) : start + 1], text[end - 1 : end + 1])
+        return bool(heard) and self.tones in ((), heard) and not usual.intersection((text[start:end], *edges))
 
 
 def homophones(readings: Sequence[str]) -> Homophones | None:

@@ -150,9 +150,9 @@ class Index:
                 place = folded.span(start, end, tight=True)
                 found.setdefault(place, Finding(*place, "words", entry.text, entry.action))
         if self._sounds is not None and self._sound_starts.find_matches_as_indexes(folded.tight):
-            for match in self._sounds.finditer(folded.tight):
-                place = folded.span(match.start(), match.end(), tight=True)
-                entry = self._sounding[match.lastgroup or ""]
+            spoken = [(*one.span(), self._sounding[one.lastgroup or ""]) for one in self._sounds.finditer(folded.tight)]
+            for start, end, entry in _outside(spoken, self._harmless(folded.tight)) if spoken else ():
+                place = folded.span(start, end, tight=True)
                 found.setdefault(place, Finding(*place, "words", entry.text, entry.action))
         return [found[place] for place in sorted(found)]
 
@@ -160,7 +160,7 @@ class Index:
         """Return what sounds like entries, and is in nothing harmless."""
         heard = []
         for number, start, end in self._ear.find_matches_as_indexes(as_sounds(form), overlapping=True):
-            fits = (entry for alike, entry in self._alike[number] if alike.has(form[start:end]))
+            fits = (entry for alike, entry in self._alike[number] if alike.has(form, start, end))
             heard += [(start, end, entry) for entry in fits][:1]
         return _outside(heard, self._harmless(form)) if heard else []
 
