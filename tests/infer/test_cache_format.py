@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
 
@@ -13,10 +14,22 @@ from tests.infer.architectures import build
 from tests.infer.test_parity import Numbers, prompts
 
 
+def test_a_pool_takes_memory_as_it_is_written_to() -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    pool = Pool(1 << 20, (2, 64), Layout())  # 512 MiB
+    assert process.memory_info().rss - before < 50 << 20
+    row = torch.ones(1, 2, 3, 64)
+    pool.write(torch.tensor([0, 500_000, (1 << 20) - 1]), row)
+    assert torch.equal(
+        pool.read(torch.tensor([[125_000, 7]]), 4)[0, :, :2], torch.stack([row[0, :, 0], row[0, :, 0] * 0], 1)
+    )
+
+
 def test_rounding_a_token_keeps_each_head_within_a_part_of_its_largest_value() -> None:
     row = torch.randn(1, 2, 5, 16, generator=torch.Generator().manual_seed(0))
     row[0, 1] *= 100  # one head's size is not another's
-    pool = Pool(8, (2, 16), Layout(), rounded=True)
+    pool = Pool(8, (2, 16), Layout(rounded=True))
     pool.write(torch.tensor([4, 5, 6, 7, 0]), row)
     got = pool.read(torch.tensor([[1, 0]]), 4)[:, :, :5]
     assert ((got - row).abs() <= row.abs().amax(-1, keepdim=True) / 254 + 1e-6).all()

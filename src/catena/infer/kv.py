@@ -15,6 +15,8 @@ format, or int8.
 
 from __future__ import annotations
 
+import math
+import mmap
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,10 +61,10 @@ class Layout:
 class Pool:
     """Keys, or values, of one layer: as they are, or rounded to int8 with a scale for each token and head."""
 
-    def __init__(self, slots: int, shape: tuple[int, int], layout: Layout, *, rounded: bool) -> None:
-        self.kind = layout.dtype
-        self.data = torch.zeros(slots, *shape, dtype=torch.int8 if rounded else layout.dtype, device=layout.device)
-        self.scales = torch.zeros(slots, shape[0], dtype=torch.float32, device=layout.device) if rounded else None
+    def __init__(self, slots: int, shape: tuple[int, int], layout: Layout) -> None:
+        self.kind, rounded = layout.dtype, layout.rounded
+        self.data = _zeros((slots, *shape), torch.int8 if rounded else layout.dtype, layout.device)
+        self.scales = _zeros((slots, shape[0]), torch.float32, layout.device) if rounded else None
 
     def write(self, slots: Tensor, row: Tensor) -> None:
         """Put a row `[1, heads, tokens, dim]` into its slots."""
@@ -82,6 +84,14 @@ class Pool:
         return found.transpose(1, 2)
 
 
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros; those of a processor are pages that the machine gives when they are first written."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
 def _pages(pool: Tensor, blocks: Tensor, size: int) -> Tensor:
     """Return `[batch, blocks * size, ...]` of a pool `[slots, ...]`."""
     pages = pool.view(-1, size * pool[0].numel())
@@ -92,12 +102,9 @@ class PagedCache:
     """The pools of all layers. On CPU, memory that no block ever touched is not taken from the machine."""
 
     def __init__(self, layout: Layout, blocks: int, block_size: int) -> None:
-        self.block_size = block_size
-        slots = blocks * block_size
-        self.keys = {layer: Pool(slots, shape, layout, rounded=layout.rounded) for layer, shape in layout.keys.items()}
-        self.values = {
-            layer: Pool(slots, shape, layout, rounded=layout.rounded) for layer, shape in layout.values.items()
-        }
+        self.block_size, slots = block_size, blocks * block_size
+        self.keys = {layer: Pool(slots, shape, layout) for layer, shape in layout.keys.items()}
+        self.values = {layer: Pool(slots, shape, layout) for layer, shape in layout.values.items()}
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Put a row's keys and values `[1, heads, tokens, dim]` into their slots."""
@@ -298,9 +305,8 @@ def _decode(call: _Call, part: Decode, query: Tensor) -> Tensor:
     grouped = rows.reshape(rows.shape[0], key.shape[1], heads // key.shape[1], rows.shape[2])
     mask = None
     if part.positions is not None or not part.equal or (form.window is not None and part.longest > form.window):
-        seen = part.positions
-        if seen is None:
-            seen = torch.arange(length, device=query.device)[None, :]
+        every = torch.arange(length, device=query.device)[None, :]
+        seen = every if part.positions is None else part.positions
         mask = form.visible(part.lengths - 1, seen)[:, None, None, :]
     if form.plain:
         out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=form.scaling)
