@@ -190,11 +190,22 @@ def main() -> None:
     parser.add_argument("--mixed", default="", help="a word in the middle of what is natural")
     for name in ("--delay", "--error-rate", "--hello-s", "--token-s", "--start-s"):
         parser.add_argument(name, type=float, default=0.0)
-    for name in ("--gibberish", "--empty", "--natural", "--record", "--obey", "--compress", "--dead-on-start"):
+    for name in (
+        "--gibberish",
+        "--empty",
+        "--natural",
+        "--record",
+        "--obey",
+        "--compress",
+        "--dead-on-start",
+        "--done-on-start",
+    ):
         parser.add_argument(name, action="store_true")
     parser.parse_args(namespace=options)
     if options.dead_on_start:
         sys.exit("this one does not start")
+    if options.done_on_start:
+        sys.exit(0)
     time.sleep(options.start_s)
     told = {"model": options.model, "digest": options.digest}
     serve(

@@ -103,7 +103,7 @@ def test_a_decision_that_the_disk_does_not_let_happen_fails_no_request_and_is_tr
 
     monkeypatch.setattr(releases.log, "add", full)
     pool = releases.active["m"].pool
-    pool.deaths = 3
+    pool.crashes = 3
     eventually(lambda: refused)
     assert running.chat("hi").status_code == 200
     assert "the release of m waits" in caplog.text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +162,25 @@ def test_a_shadow_that_hangs_holds_up_nobody(start: Start) -> None:
     running.client.post(f"{running.url}/admin/releases/m", json={"act": "rollback"})
 
 
-def test_a_candidate_that_does_not_start_goes_back(start: Start) -> None:
-    running = start({"m": mock()}, candidates={"new": mock("--dead-on-start")})
+@pytest.mark.parametrize(("how", "says"), [("--dead", "this one does not start"), ("--done", "ended with code 0")])
+def test_a_candidate_that_does_not_start_goes_back(start: Start, how: str, says: str) -> None:
+    running = start({"m": mock()}, candidates={"new": mock(f"{how}-on-start")})
     running.client.post(f"{running.url}/admin/releases", json={"model": "m", "candidate": "new"})
     eventually(lambda: acts(running) == ["start", "rollback"])
-    assert "this one does not start" in running.get("/admin/releases").json()["changes"][-1]["reason"]
+    assert says in running.get("/admin/releases").json()["changes"][-1]["reason"]
+
+
+def test_a_candidate_whose_replicas_others_end_does_not_go_back_for_it(start: Start) -> None:
+    running = begun(start, release={"requests": 10_000})
+    pool = running.gateway.releases.active["m"].pool
+    for number in range(4):
+        (slot,) = pool.slots.values()
+        eventually(lambda slot=slot: slot.phase == "ready")
+        assert slot.child is not None
+        os.kill(slot.child.pid, signal.SIGKILL)
+        eventually(lambda number=number: pool.deaths == number + 1)
+    eventually(pool.ready)
+    assert (pool.crashes, acts(running)) == (0, ["start"])
 
 
 def test_a_release_goes_on_after_a_restart(start: Start) -> None:

@@ -9,7 +9,6 @@ A request `lease`s a replica. Where none is free it waits in line; who waits lon
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -30,6 +29,7 @@ from catena.serve.gateway.endings import memory_kills, told
 from catena.serve.gateway.line import Line
 from catena.serve.gateway.poison import Poison
 from catena.serve.gateway.router import Backend, Lease, Router
+from catena.serve.gateway.waiting import either, unless
 
 logger = logging.getLogger(__name__)
 SETTLED_S = 60.0
@@ -74,7 +74,8 @@ class Pool:
         self.slots: dict[str, Slot] = {}
         self.latencies: deque[tuple[float, float]] = deque(maxlen=LATENCIES)
         """(when, seconds to the first token)."""
-        self.deaths = 0
+        self.deaths = self.crashes = 0
+        """How many replicas have ended, and how many of them of themselves."""
         self.closed = False
         self._held: Backend | None = None
         """Kept free of others for suspects."""
@@ -159,17 +160,19 @@ class Pool:
             except OSError as error:
                 slot.problem = str(error)
             finally:
+                crashed = slot.backend is None or not slot.child.ended_by_others()  # none: it never answered
                 at_work = self._gone(slot)
                 await slot.child.stop(GENTLE_S)
             if slot.leaving.is_set():
                 break
             slot.restarts += 1
             self.deaths += 1
+            self.crashes += crashed
             if at_work or time.monotonic() - began > SETTLED_S:
                 pause = settings.backoff_s  # what ended it was a request, or nothing that is always there
             logger.warning("%s: %s; again in %.1f s", slot.id, slot.problem, pause)
             slot.phase = "waiting"
-            await _either(slot.leaving.wait(), asyncio.sleep(pause))
+            await either(slot.leaving.wait(), asyncio.sleep(pause))
             pause = min(pause * 2, settings.backoff_max_s)
         self.slots.pop(slot.id, None)
 
@@ -181,19 +184,19 @@ class Pool:
 
     async def _life(self, slot: Slot, child: Child) -> None:
         settings = self.config.replicas
-        started = await _unless(slot.leaving, child.start(settings.start_s))
+        started = await unless(slot.leaving, child.start(settings.start_s))
         if started is None:
             return
         assert self._session is not None
         served = self.config.served or started.model or self.name
         if settings.prewarm:
             warm = prewarm(self._session, started.url, served, "", settings.start_s)
-            await _either(slot.leaving.wait(), child.ended(), warm)
+            await either(slot.leaving.wait(), child.ended(), warm)
         if slot.leaving.is_set():
             return
         if child.code is None:
             self._answers(slot, started, served)
-            await _either(slot.leaving.wait(), child.ended(), self._until_sick(slot, started.url))
+            await either(slot.leaving.wait(), child.ended(), self._until_sick(slot, started.url))
         if not slot.leaving.is_set():
             slot.problem = told(child.code, child.ended_by_others())
             return
@@ -213,14 +216,14 @@ class Pool:
                         await prewarm(self._session, url, served, key, settings.start_s)
                     warmed, slot.problem = True, ""
                     self._answers(slot, Started(url, served, self.config.revision), served, key)
-                    await _either(slot.leaving.wait(), self._until_sick(slot, url))
+                    await either(slot.leaving.wait(), self._until_sick(slot, url))
                 except CatenaError as error:
                     slot.problem = error.message
             if not slot.leaving.is_set():
                 slot.problem = slot.problem or "does not answer /health"
                 self._gone(slot)
                 slot.phase = "waiting"
-                await _either(slot.leaving.wait(), asyncio.sleep(settings.health_s))
+                await either(slot.leaving.wait(), asyncio.sleep(settings.health_s))
         await self._idle(slot)
         self._gone(slot)
         self.slots.pop(slot.id, None)
@@ -365,32 +368,3 @@ class Pool:
         if self._held is not None and not self.line.suspects and not self._held.running:
             self._held = None
             self.line.wake()
-
-
-async def _either(*coroutines: object) -> None:
-    """Wait for whichever ends first; the others are cancelled. What that one raises is raised."""
-    tasks = [asyncio.ensure_future(one) for one in coroutines]  # type: ignore[call-overload]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _unless(leaving: asyncio.Event, coroutine: object) -> Started | None:
-    """Wait for a start, but not for one that nobody wants any more."""
-    starting: asyncio.Task[Started] = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]
-    with contextlib.suppress(asyncio.CancelledError):
-        await _either(leaving.wait(), _settled(starting))
-    if starting.done() and not starting.cancelled():
-        return starting.result()
-    starting.cancel()
-    await asyncio.gather(starting, return_exceptions=True)
-    return None
-
-
-async def _settled(task: asyncio.Task[Started]) -> None:
-    await asyncio.wait({task})

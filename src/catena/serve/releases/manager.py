@@ -42,7 +42,7 @@ TICK_S = 0.25
 PATIENCE_S = 1.0
 """So long a user waits for a replica of the candidate; then the stable model answers."""
 DEATHS = 3
-"""So many ends of a candidate's replicas and it goes back."""
+"""So many ends of a candidate's replicas of themselves and it goes back."""
 REMEMBERED = 20_000
 ITSELF = "catena"
 BAKED = ("errors", "empty", "odd", "flagged")
@@ -300,9 +300,9 @@ class Releases:
             active.release.entered = time.monotonic()
             if active.release.config.mode == "shadow":
                 active.shadow = self._shadow(active)
-        if active.pool.deaths >= DEATHS and active.pool.config.owned:
+        if active.pool.crashes >= DEATHS and active.pool.config.owned:
             problems = {slot.problem for slot in active.pool.slots.values()} - {""}
-            reason = f"its replicas ended {active.pool.deaths} times: {'; '.join(sorted(problems))}"
+            reason = f"its replicas ended {active.pool.crashes} times: {'; '.join(sorted(problems))}"
             self.rollback(active.model, ITSELF, reason)
         elif active.phase != "starting" and active.pool.broken():
             why = "errors: its replicas failed so often that none of them is asked"
