@@ -97,6 +97,17 @@ def test_a_wrong_deploy_file_starts_nothing(
     assert (result.code, says in result.err) == (code, True), result.err
 
 
+def test_a_state_folder_that_cannot_be_is_said(catena: Catena, workspace: Store, tmp_path: Path) -> None:
+    file = tmp_path / "deploy.yaml"
+    file.write_text("models: {m: {urls: ['http://127.0.0.1:9'], replicas: {min: 0}}}\nport: 0")
+    for state in (file / "state", Path("/proc/nothing/state")):
+        result = catena("up", str(file), "--set", f"state={state}")
+        assert (result.code, "cannot be made" in result.err) == (5, True), result.err
+    assert catena("up", str(tmp_path)).code == 3
+    wrong = catena("up", str(file), "--set", "port=high")
+    assert "docs/gateway.md" in wrong.err
+
+
 @pytest.mark.parametrize("text", ["limits: {store: '%s'}", "cache: {store: '%s'}", "telemetry: {otlp: '%s'}"])
 def test_a_password_in_a_wrong_url_is_not_repeated(catena: Catena, tmp_path: Path, text: str) -> None:
     file = tmp_path / "deploy.yaml"

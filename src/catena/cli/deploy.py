@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from catena.cli.session import Session, session_of
-from catena.core.errors import NotFound
+from catena.core.errors import EnvironmentProblem, NotFound, environment_problem
 from catena.core.registry import require
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
         if store is not None:
             remember(store.root, _places(config, store))
         config = _queue_of(config, store)
+        state = _state_folder((root or Path.cwd()) / config.state)
         listener = stack.enter_context(closing(listen(config.host, config.port)))
         require_auth_beyond(listener, config.govern)
         announce = stack.enter_context(announced(root)) if root else None
@@ -110,7 +111,7 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
                 session.out.note(f"starting {model.replicas.min} of {name}")
         gateway = Gateway(
             config,
-            state=(root or Path.cwd()) / config.state,
+            state=state,
             commands=command,
             on_ready=ready,
             on_problem=lambda: os.kill(os.getpid(), signal.SIGTERM),
@@ -124,6 +125,16 @@ def run_gateway(session: Session, config: DeployConfig, grpc: int | None = None)
         serve(app, listener, config=config.http, beside=beside, websockets=config.console)
     if gateway.problem is not None:
         raise gateway.problem
+
+
+def _state_folder(folder: Path) -> Path:
+    """Make the folder of cache, jobs and releases. Raises `EnvironmentProblem` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = EnvironmentProblem(f"the state folder {folder} cannot be made: {error.strerror}", hint="Set state.")
+        raise environment_problem(error, folder) or told from error
+    return folder
 
 
 def _with_console(

@@ -302,12 +302,20 @@ class DeployConfig(Config):
 
 def read_deploy(file: Path, assignments: tuple[str, ...] = ()) -> DeployConfig:
     """Read a deploy file, with `a.b=c` applied. Raises `NotFound`, or `ConfigError` that names the place."""
+    hint = "docs/gateway.md has a worked one; its keys are the fields of DeployConfig (serve/gateway/config.py)."
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise NotFound(f"there is no file {file}", hint="docs/gateway.md has a worked one.") from error
+    except OSError as error:
+        raise NotFound(f"{file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+        raise ConfigError(f"{file} is not valid YAML: {error}", hint=hint) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{file}: a deployment is a mapping, for example `models: {{helper: {{model: helper}}}}`")
-    return parse(DeployConfig, override(values, assignments), where=str(file))
+        told = f"{file}: a deployment is a mapping, for example `models: {{helper: {{model: helper}}}}`"
+        raise ConfigError(told, hint=hint)
+    try:
+        return parse(DeployConfig, override(values, assignments), where=str(file))
+    except ConfigError as error:
+        error.hint = error.hint or hint
+        raise
