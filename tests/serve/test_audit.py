@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -211,7 +210,5 @@ def test_many_requests_at_once_are_all_there(store: Store, served: Any, tmp_path
     url, key = served()
     with ThreadPoolExecutor(8) as pool:
         assert {answer.status_code for answer in pool.map(lambda _: post(url, key), range(40))} == {200}
-    began = time.monotonic()
     assert len(found(store, kind="request")) == len(found(store, kind="answer")) == 40
     assert verify(store.root, CONFIG, deep=True).sound
-    assert time.monotonic() - began < 600

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,9 +74,7 @@ def test_replicas_that_do_not_start_end_it_with_their_words(tmp_path: Path) -> N
     file = tmp_path / "deploy.yaml"
     file.write_text(yaml.safe_dump({"port": 0, "models": {"m": mock("--dead-on-start")}}))
     command = [sys.executable, "-m", "catena", "up", str(file)]
-    began = time.monotonic()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 5, done.stderr
     assert "m does not start" in done.stderr
     assert "this one does not start" in done.stderr
-    assert time.monotonic() - began < 120
