@@ -15,11 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -44,6 +42,7 @@ from catena.serve.gateway.config import DeployConfig, ModelConfig
 from catena.serve.gateway.exchange import open_session
 from catena.serve.gateway.kept import CACHE_FILE, forget_clear
 from catena.serve.gateway.limits import Limits
+from catena.serve.gateway.lookup import look_up
 from catena.serve.gateway.meters import Meters
 from catena.serve.gateway.opinions import Opinions
 from catena.serve.gateway.pages import Pages
@@ -51,12 +50,14 @@ from catena.serve.gateway.poison import fingerprint
 from catena.serve.gateway.pool import Pool
 from catena.serve.gateway.questions import open_questions
 from catena.serve.gateway.relay import Relay
+from catena.serve.gateway.router import shown
 from catena.serve.gateway.scaling import Load, Scaler
 from catena.serve.gateway.semantic import Semantic
 from catena.serve.gateway.standing import Standing
 from catena.serve.gateway.traces import Traces
 from catena.serve.hosts import LoopbackHosts
 from catena.serve.jobs.service import Jobs
+from catena.serve.middleware.auth import asks_for_keys
 from catena.serve.middleware.exchange import exchange_of, principal_of
 from catena.serve.releases.admin import Admin
 from catena.serve.releases.manager import Releases
@@ -67,7 +68,6 @@ from catena.serve.wire import WireError
 
 logger = logging.getLogger(__name__)
 TICK_S = 1.0
-DNS_S = 5.0
 SCRAPE_S = 2.0
 FIRST_STARTS = 3
 EMBED_S = 5.0
@@ -113,6 +113,7 @@ class Gateway:
         self.jobs = Jobs(config.jobs, state, self, self.busy, sealer) if config.jobs.on else None
         self._relay = Relay(self)
         self._documents = Pages(self.names, middleware)
+        self._secured = asks_for_keys(middleware)
         self._pages = self._routes()
         self.app: ASGIApp = self._dispatch
         for kind in reversed((Middleware(LoopbackHosts, names=config.http.hosts), *middleware)):
@@ -180,7 +181,7 @@ class Gateway:
             pool.resize(model.replicas.min)
             self._tasks.append(asyncio.create_task(self._scale(pool, model)))
         elif model.dns:
-            self._tasks.append(asyncio.create_task(_look_up(pool, model.dns)))
+            self._tasks.append(asyncio.create_task(look_up(pool, model.dns)))
         else:
             pool.point_at(model.urls)
 
@@ -339,14 +340,21 @@ class Gateway:
 
     async def _ready(self, request: Request) -> Response:
         good = not self.draining and all(pool.ready() or not pool.config.replicas.min for pool in self.pools.values())
+        asker = principal_of(request.scope)
+        all_ = not self._secured or (asker is not None and asker.may("metrics"))
         replicas = {
             name: [
-                {"id": slot.id, "phase": slot.phase, "restarts": slot.restarts, "problem": slot.problem}
+                {
+                    "id": slot.id if all_ else shown(slot.id),
+                    "phase": slot.phase,
+                    "restarts": slot.restarts,
+                    "problem": slot.problem if all_ else "",
+                }
                 for slot in pool.slots.values()
             ]
             for name, pool in self.pools.items()
         }
-        away = {"away": {"index": self._away()}} if self._away() else {}
+        away = {"away": {"index": self._away() if all_ else "it does not answer"}} if self._away() else {}
         return JSONResponse({"ready": good, **away, "replicas": replicas}, 200 if good else 503)
 
     def _away(self) -> str:
@@ -377,17 +385,3 @@ class Gateway:
                 return await response.text() if response.status == 200 else ""
         except (aiohttp.ClientError, TimeoutError, UnicodeDecodeError):
             return ""
-
-
-async def _look_up(pool: Pool, target: str) -> None:
-    """Point a pool at every address of a name, again and again."""
-    parts = urlsplit(target)
-    port = parts.port or 80
-    while not pool.closed:
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-            hosts = sorted({str(entry[4][0]) for entry in found})
-            pool.point_at([f"{parts.scheme}://{f'[{one}]' if ':' in one else one}:{port}" for one in hosts])
-        except OSError as error:  # the name may be unknown for a while; those that are known stay
-            logger.warning("%s cannot be looked up: %s", parts.hostname, error)
-        await asyncio.sleep(DNS_S)

@@ -93,14 +93,14 @@ class Exchange:
                 return await self._opened(self._response, kind.encode("latin-1"))
             body = await self._whole(self._response, most_bytes)
         except aiohttp.ClientConnectorError as error:  # it never got the request
-            raise Failed(f"{self._backend.id} takes no connection: {error}", unreached=True) from error
+            raise Failed(f"{self._backend.shown} takes no connection", unreached=True) from error
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise Failed(f"the connection to {self._backend.id} broke: {error}", lost=True) from error
+            raise Failed(f"the connection to {self._backend.shown} broke", lost=True) from error
         except TimeoutError as error:
-            raise Failed(f"{self._backend.id} did not answer in time") from error
+            raise Failed(f"{self._backend.shown} did not answer in time") from error
         status = self._response.status
         if status in BUSY or status >= 500:
-            raise Failed(f"{self._backend.id} answered {status}", busy=status in BUSY)
+            raise Failed(f"{self._backend.shown} answered {status}", busy=status in BUSY)
         return Answer(status, kind.encode("latin-1"), body, None, time.monotonic() - self._began)
 
     async def _whole(self, response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
@@ -121,8 +121,8 @@ class Exchange:
         while data := await response.content.readany():
             state = opening.push(data)
             if state == "error":
-                raise Failed(f"{self._backend.id} failed before the first token")
+                raise Failed(f"{self._backend.shown} failed before the first token")
             if state == "content":
                 rest = response.content.iter_any()
                 return Answer(response.status, kind, bytes(opening.held), rest, time.monotonic() - self._began)
-        raise Failed(f"{self._backend.id} ended before the first token", lost=True)
+        raise Failed(f"{self._backend.shown} ended before the first token", lost=True)

@@ -124,11 +124,13 @@ class Relay:
                 raise Overloaded("replicas ended while they had this request", pool.line.retry_after())
             async with pool.lease(call.ask.text, call.ask.cost, mark, tried) as lease:
                 tried.add(lease.backend.id)
-                call.attempts, call.replica = call.attempts + 1, lease.backend.id
+                call.attempts, call.replica = call.attempts + 1, lease.backend.shown
                 try:
                     await self._attempt(call, pool, lease, suffix, reply)
                 except Failed as error:
                     problem, others = error, False
+                    if not error.busy:
+                        logger.warning("%s: %s: %s", call.id, lease.backend.id, error.__cause__ or error)
                     if error.unreached:
                         lease.unreached()
                     if error.lost or error.unreached:

@@ -27,6 +27,7 @@ class Backend:
     """One replica, as the router and the relay see it."""
 
     id: str
+    """Its name here; the URL of a server that others run."""
     url: str
     breaker: Breaker
     limit: int = 32
@@ -46,6 +47,11 @@ class Backend:
     """Number of a request to its fingerprint."""
 
     @property
+    def shown(self) -> str:
+        """What clients are told it is called: not where it is."""
+        return shown(self.id)
+
+    @property
     def free(self) -> bool:
         """Whether it takes another request."""
         return self.ready and self.running < self.limit
@@ -53,6 +59,11 @@ class Backend:
     def admits(self, now: float) -> bool:
         """Tell whether a request may go there now."""
         return self.free and self.breaker.admits(now)
+
+
+def shown(id: str) -> str:
+    """Return a replica's name for those who shall not learn where it is: of a URL a part of its digest."""
+    return f"at-{hashlib.blake2b(id.encode(), digest_size=4).hexdigest()}" if "://" in id else id
 
 
 @dataclass(eq=False, slots=True)

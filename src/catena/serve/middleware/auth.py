@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,8 @@ from catena.serve.middleware.exchange import BEHALF, Behalf, Exchange, exchange_
 from catena.serve.rules import Rules
 
 MODEL_PAGE = "/v1/models/"
+TELLS_MORE = frozenset({"/ready"})
+"""Public pages that tell more to who shows a key for it; without one, or with a wrong one, they answer too."""
 
 
 class Auth:
@@ -36,6 +39,9 @@ class Auth:
         exchange = exchange_of(scope)
         exchange.action = action = self._rules.action(scope["method"], scope["path"])
         if action == "public":
+            if scope["path"] in TELLS_MORE:
+                with contextlib.suppress(CatenaError):
+                    exchange.principal = await self._access.identify(credential(scope))
             await self._app(scope, receive, send)
             return
         try:
