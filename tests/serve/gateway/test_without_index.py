@@ -76,7 +76,7 @@ def ask(url: str, key: str, path: str = "/v1/chat/completions", **more: Any) -> 
 def test_a_gateway_starts_while_the_database_is_away_and_mends_by_itself(
     tmp_path: Path, shared: Store, postgres: PostgresServer
 ) -> None:
-    key = Keys(shared.index).create("grace", "user")[0]
+    key, wide = (Keys(shared.index).create(name, name)[0] for name in ("user", "developer"))
     with up(tmp_path) as (url, errors):  # what is known is written down
         assert ask(url, key).status_code == 200
         ready = ask(url, "", "/ready", method="GET").json()
@@ -87,7 +87,9 @@ def test_a_gateway_starts_while_the_database_is_away_and_mends_by_itself(
         with up(tmp_path) as (url, errors):
             ready = ask(url, "", "/ready", method="GET")
             assert ready.status_code == 200, "its models answer"
-            assert "cannot be used" in ready.json()["away"]["index"]
+            assert ready.json()["away"] == {"index": "it does not answer"}
+            told = ask(url, wide, "/ready", method="GET").json()["away"]["index"]
+            assert "cannot be used" in told, "who may see metrics learns why"
             assert "starting without the index" in errors.read_text()
             assert ask(url, key).status_code == 200
             assert ask(url, "ctn_x").status_code == 401
@@ -99,7 +101,7 @@ def test_a_gateway_starts_while_the_database_is_away_and_mends_by_itself(
             shared.index.engine.dispose()  # its connections are those to the server that ended
             late = Keys(shared.index).create("late", "user")[0]
             eventually(lambda: ask(url, late).status_code == 200)
-            Keys(shared.index).revoke("grace")
+            Keys(shared.index).revoke("user")
             eventually(lambda: ask(url, key).status_code == 401)
     finally:
         postgres.start()
