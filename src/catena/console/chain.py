@@ -8,8 +8,8 @@ from markupsafe import Markup
 
 from catena.console.read.overview import Box, Chain
 
-WIDTH, HEIGHT, GAP_X, GAP_Y, TOP, MARGIN = 204, 50, 58, 14, 30, 2
-NAME, BELOW = 22, 30
+WIDTH, HEIGHT, GAP_X, GAP_Y, TOP, MARGIN = 226, 50, 36, 14, 30, 2
+NAME, BELOW = 25, 34
 """Characters that fit into a box: of its name, and of the line below."""
 
 

@@ -177,9 +177,10 @@ def _change_row(view: View, one: Change) -> list[object]:
     detail = one.detail
     if one.what == "version":
         detail = view.say("audit.changed_version", n=one.detail.removeprefix("version "))
+    named = cells.link(view.href("models", one.digest or one.name), one.name)
     return [
         cells.when(view.language, one.time),
-        cells.link(view.href("models", one.digest or one.name), one.name),
+        Markup('<span class="c-nowrap">{}</span>').format(named),
         cells.badge(detail, "good" if one.detail.startswith("production:") else "plain"),
         cells.text(one.by or one.run),
         Markup('<span class="c-sub">{}</span>').format(cells.text("; ".join(lines), 240)) if lines else cells.NOTHING,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -167,7 +168,7 @@ async def report(view: View) -> None:
     with parts.heading(cells.link(view.href("models", name), name), lead, over=over):
         _compare_with(view, found, await parts.read(book.partners, found))
     main = list(found.scores.items())[:4]
-    parts.figures([(key, value_of(score), _ends(score)) for key, score in main])
+    parts.figures([(_breakable(key), value_of(score), _ends(score)) for key, score in main])
     kept = any(file.path in FILES for file in found.files)
     tabs = ["samples", "scores", "details"] if kept else ["scores", "details"]
     tab = view.query.get("tab", tabs[0])
@@ -240,6 +241,11 @@ async def _samples(view: View, book: EvaluationBook, found: Report) -> None:
             if len(counts) > 1:
                 _splits(view, list(counts), chosen, shown)
         await shown.refresh()
+
+
+def _breakable(name: str) -> Markup:
+    """Return a name of many parts that may be broken between them, and not within a word."""
+    return Markup("<wbr>").join(re.findall(r"[^/_]*[/_]?", name))
 
 
 def _splits(view: View, names: Sequence[str], chosen: Filter, shown: parts.Paged) -> None:

@@ -16,6 +16,7 @@ from catena.console.read.books import books
 from catena.console.read.evaluation import Comparison, Gain
 from catena.console.read.samples import PAIRINGS, Pairs
 from catena.console.view import View
+from catena.core.errors import UsageError
 
 PAIRS = 15
 
@@ -26,6 +27,8 @@ async def compare(view: View) -> None:
     book = books(view.workspace).evaluation
     over = cells.link(view.href("evaluation"), view.say("evaluation.title"))
     first, second = view.query.get("first", ""), view.query.get("second", "")
+    if not (first and second):
+        raise UsageError(view.say("evaluation.choose_two"), hint=view.say("evaluation.choose_two_hint"))
     found: Comparison = await parts.read(book.compare, first, second)
     links = [
         cells.link(view.href("evaluation", report.digest), name)

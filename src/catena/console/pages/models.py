@@ -102,7 +102,7 @@ def _row(view: View, row: ModelRow) -> list[object]:
         _compact(row.parameters) if row.parameters else cells.NOTHING,
         cells.size(row.size),
         Markup("<br>").join(shown) if shown else cells.NOTHING,
-        row.license,
+        Markup('<span class="c-nowrap">{}</span>').format(cells.text(row.license, 40)),
         cells.when(view.language, row.created),
     ]
 

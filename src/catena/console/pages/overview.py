@@ -41,8 +41,8 @@ async def overview(view: View) -> None:
             return
         with parts.card(view.say("overview.running")):
             running = parts.html(_running(view, found))
-        with parts.card(view.say("overview.events")):
-            events = parts.html(_events(view, found))
+    with parts.card(view.say("overview.events")):
+        events = parts.html(_events(view, found))
     last = found
 
     async def again() -> None:

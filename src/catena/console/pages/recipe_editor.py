@@ -25,6 +25,7 @@ from catena.core.errors import UsageError
 CHECK_S = 0.6
 """After the last key, in seconds."""
 MOST_DIFFERENCES = 400
+REASONS = {"new": "new", "another seed": "seed", "the stage's code changed": "code", "other inputs": "inputs"}
 DRAFTS = """
 (() => {
   const key = %(key)s, saved = %(saved)s, name = %(name)s;
@@ -127,13 +128,13 @@ class Editor:
         head = Markup("<h2>{}</h2><p>{}</p>").format(view.say("recipes.plan"), view.say("recipes.plan_lead"))
         parts.html(head).classes("c-cardhead").props('role="status"')
         parts.table(
-            [Column(view.say("recipes.step"), wide=True), Column(view.say("recipes.why"))],
+            [Column(view.say("recipes.step")), Column(view.say("recipes.why"), wide=True)],
             [
                 [
                     cells.stack(step.step, step.stage),
                     cells.badge(view.say("recipes.cached"))
                     if step.status == "cached"
-                    else cells.stack(cells.badge(view.say("recipes.will_run"), "busy"), step.reason),
+                    else cells.stack(cells.badge(view.say("recipes.will_run"), "busy"), _reason(view, step.reason)),
                 ]
                 for step in self.checked.steps
             ],
@@ -229,6 +230,15 @@ class Editor:
 
 async def _acted(view: View, act: str, **fields: str) -> None:
     await parts.read(partial(acted, view.workspace, view.person.subject, act, **fields))
+
+
+def _reason(view: View, told: str) -> str:
+    """Return why a step runs, as the plan says it, in the person's language."""
+    if told in REASONS:
+        return view.say(f"recipes.why_{REASONS[told]}")
+    kind, _, names = told.partition(" ")
+    key = {"after": "recipes.why_after", "changed:": "recipes.why_changed"}.get(kind)
+    return view.say(key, names=names) if key else told
 
 
 def _script(text: str) -> str:

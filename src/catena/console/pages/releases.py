@@ -175,7 +175,8 @@ def _signals(view: View, release: Release) -> Markup:
         word = view.say("deployments.evidence_better" if name == "liked" else "deployments.back_at")
         colour = "c-good" if name == "liked" else "c-bad" if share >= 1 else "c-warn" if share > 0.3 else ""
         bar = Markup('<span class="{}" title="{}">{}</span>').format(colour, word, cells.bar(share))
-        rows.append([view.say(f"deployments.signal_{name}"), *(_share(view, one[arm]) for arm in ARMS), bar])
+        said = Markup('<span class="c-nowrap">{}</span>').format(view.say(f"deployments.signal_{name}"))
+        rows.append([said, *(_share(view, one[arm]) for arm in ARMS), bar])
     return parts.table_html(heads, rows)
 
 

@@ -202,7 +202,7 @@ def _scores(reports: Iterable[Report]) -> str:
     for report in reports:
         for name, score in report.scores.items():
             ends = "" if score.low is None or score.high is None else f"{score.low:.4g} to {score.high:.4g}"
-            rows.append((report.suite, name, f"{score.value:.4g}{score.unit}", ends, score.n or ""))
+            rows.append((report.suite, name, f"{score.value:.4g} {score.unit}".rstrip(), ends, score.n or ""))
     if not rows:
         return ""
     return "## Scores\n\n" + _table(("suite", "score", "value", "95 %", "n"), rows)
