@@ -168,7 +168,7 @@ async def report(view: View) -> None:
     with parts.heading(cells.link(view.href("models", name), name), lead, over=over):
         _compare_with(view, found, await parts.read(book.partners, found))
     main = list(found.scores.items())[:4]
-    parts.figures([(_breakable(key), value_of(score), _ends(score)) for key, score in main])
+    parts.figures([(breakable(key), value_of(score), _ends(score)) for key, score in main])
     kept = any(file.path in FILES for file in found.files)
     tabs = ["samples", "scores", "details"] if kept else ["scores", "details"]
     tab = view.query.get("tab", tabs[0])
@@ -213,7 +213,7 @@ def _scores(view: View, found: Report) -> None:
         parts.table(
             heads,
             [
-                [name, value_of(score), _ends(score), f"{score.n:,}" if score.n else ""]
+                [breakable(name), value_of(score), _ends(score), f"{score.n:,}" if score.n else ""]
                 for name, score in found.scores.items()
             ],
         )
@@ -243,7 +243,7 @@ async def _samples(view: View, book: EvaluationBook, found: Report) -> None:
         await shown.refresh()
 
 
-def _breakable(name: str) -> Markup:
+def breakable(name: str) -> Markup:
     """Return a name of many parts that may be broken between them, and not within a word."""
     return Markup("<wbr>").join(re.findall(r"[^/_]*[/_]?", name))
 

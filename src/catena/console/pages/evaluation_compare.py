@@ -9,7 +9,7 @@ from nicegui import ui
 
 from catena.console import cells, parts
 from catena.console.page import page
-from catena.console.pages.evaluation import value_of
+from catena.console.pages.evaluation import breakable, value_of
 from catena.console.pages.samples import Filter, chips, listed, pair_html
 from catena.console.parts import Column
 from catena.console.read.books import books
@@ -73,7 +73,7 @@ def _gain(view: View, gain: Gain) -> list[object]:
         word = view.say("evaluation.certain") if gain.certain else view.say("evaluation.uncertain")
         judged = cells.badge(word, "good" if gain.certain else "plain")
     p_value = "" if gain.p_value is None else "< 0.001" if gain.p_value < 0.001 else f"{gain.p_value:.3f}"
-    return [gain.name, value_of(gain.first), value_of(gain.second), value, ends, p_value, judged]
+    return [breakable(gain.name), value_of(gain.first), value_of(gain.second), value, ends, p_value, judged]
 
 
 async def _pairs(view: View, found: Comparison, pairs: Pairs) -> None:
