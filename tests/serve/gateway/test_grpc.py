@@ -25,7 +25,7 @@ from catena.hub.store import Store
 from catena.serve.gateway.app import Gateway
 from catena.serve.gateway.config import DeployConfig
 from catena.serve.governed import governed
-from catena.serve.grpc import catena_pb2 as pb, catena_pb2_grpc
+from catena.serve.grpc import catena_pb2 as pb, catena_pb2_grpc, server, service
 from catena.serve.grpc.server import both, running as grpc_running
 from catena.serve.server import background
 
@@ -130,6 +130,45 @@ def test_refusals_are_codes(start_both: Starter) -> None:
             assert int(dict(found.trailing_metadata())["retry-after"]) > 0
             return
     raise AssertionError("the limit never held")
+
+
+def test_what_nobody_thought_of_is_told_without_its_details(
+    start_both: Starter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ready = start_both({"m": mock("--vectors", '{"data": "a secret"}', prewarm=False)})
+    code, message, _ = refused(lambda: ready.stub.Embed(pb.EmbedRequest(model="m", input=["a"])))
+    assert (code, "secret" in message, "Unexpected" in message) == (grpc.StatusCode.INTERNAL, False, False)
+
+    def pieces(event: Any) -> Any:
+        raise KeyError("a secret")
+
+    monkeypatch.setattr(service.forms, "pieces", pieces)
+    code, message, _ = refused(lambda: list(ready.stub.ChatStream(chat("hi"))))
+    assert (code, "secret" in message, "Unexpected" in message) == (grpc.StatusCode.INTERNAL, False, False)
+    assert caplog.text.count("a call of /v1/") == 2
+    eventually(lambda: ready.gateway.gateway.pools["m"].running == 0)
+
+
+def test_health_follows_the_gateway_also_where_it_fails(
+    start_both: Starter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "LOOK_S", 0.05)
+    ready = start_both()
+    health = health_pb2_grpc.HealthStub(ready.channel)
+
+    def state() -> Any:
+        return health.Check(health_pb2.HealthCheckRequest()).status
+
+    eventually(lambda: state() == health_pb2.HealthCheckResponse.SERVING)
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "ask", broken)
+        eventually(lambda: state() == health_pb2.HealthCheckResponse.NOT_SERVING)
+    eventually(lambda: state() == health_pb2.HealthCheckResponse.SERVING)
+    assert "cannot be asked for" in caplog.text
+
+
+async def broken(*_: Any) -> Any:
+    raise RuntimeError("broken")
 
 
 def test_a_deadline_that_passes_stops_the_request(start_both: Starter) -> None:

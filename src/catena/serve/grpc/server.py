@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -17,6 +18,7 @@ from catena.core.registry import require
 from catena.serve.config import ServeConfig
 from catena.serve.inner import Asked, ask
 
+logger = logging.getLogger(__name__)
 NAME = "catena.v1.Catena"
 LOOK_S = 1.0
 GRACE_S = 30.0
@@ -77,11 +79,15 @@ async def _watch(app: ASGIApp, health: object, states: object) -> None:
     """Say that the models are served for as long as the application says so."""
     path = "/ready"
     while True:
-        answer = await ask(app, Asked(path, method="GET", client="health"))
-        if answer.status == 404 and path == "/ready":
+        try:
+            status = (await ask(app, Asked(path, method="GET", client="health"))).status
+        except Exception:  # or it would stay what it was, for ever
+            logger.exception("the state of the models cannot be asked for")
+            status = 500
+        if status == 404 and path == "/ready":
             path = "/health"
             continue
-        state = states.SERVING if answer.status == 200 else states.NOT_SERVING  # type: ignore[attr-defined]
+        state = states.SERVING if status == 200 else states.NOT_SERVING  # type: ignore[attr-defined]
         for name in ("", NAME):
             await health.set(name, state)  # type: ignore[attr-defined]
         await asyncio.sleep(LOOK_S)

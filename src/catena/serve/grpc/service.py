@@ -5,18 +5,23 @@ A call whose deadline passes, or whose client goes away, is cancelled, and with 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, NoReturn
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import unquote
 
 import grpc
 import orjson
 from starlette.types import ASGIApp
 
+from catena.serve.errors import UNEXPECTED
 from catena.serve.grpc import catena_pb2 as pb, forms
 from catena.serve.inner import Answered, Asked, ask, opened
-from catena.serve.wire import WireError
+from catena.serve.wire import WireError, error_body
 
+logger = logging.getLogger(__name__)
+R = TypeVar("R")
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 PASSED = {"authorization", "x-api-key", "api-key", "x-request-id", "traceparent", "cache-control"}
 """Metadata that means the same as the header of its name."""
@@ -48,7 +53,7 @@ class Service:
     async def Chat(self, request: pb.ChatRequest, context: Context) -> pb.ChatReply:
         """Answer a chat."""
         body = await _made(context, lambda: forms.chat_body(request, stream=False))
-        return forms.chat_reply(await self._whole(context, CHAT, body))
+        return await self._whole(context, CHAT, body, forms.chat_reply)
 
     async def ChatStream(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.Piece]:
         """Answer a chat piece by piece."""
@@ -59,7 +64,7 @@ class Service:
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateReply:
         """Go on with a text."""
         body = await _made(context, lambda: forms.generate_body(request, stream=False))
-        return forms.generate_reply(await self._whole(context, COMPLETIONS, body))
+        return await self._whole(context, COMPLETIONS, body, forms.generate_reply)
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.Piece]:
         """Go on with a text piece by piece."""
@@ -69,19 +74,32 @@ class Service:
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedReply:
         """Turn texts into vectors."""
-        return forms.embed_reply(await self._whole(context, EMBEDDINGS, forms.embed_body(request)))
+        return await self._whole(context, EMBEDDINGS, forms.embed_body(request), forms.embed_reply)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
         """List the models that the caller may use."""
-        return forms.models_reply(await self._whole(context, "/v1/models", b""))
+        return await self._whole(context, "/v1/models", b"", forms.models_reply)
 
-    async def _whole(self, context: Context, path: str, body: bytes) -> bytes:
-        answer = await ask(self._app, _asked(context, path, body))
-        if answer.status >= 300:
-            await _refuse(context, answer)
-        return answer.body
+    async def _whole(self, context: Context, path: str, body: bytes, form: Callable[[bytes], R]) -> R:
+        told: R | None = None
+        with _unexpected(path) as failed:
+            answer = await ask(self._app, _asked(context, path, body))
+            if answer.status < 300:
+                told = form(answer.body)
+            else:
+                failed.append(answer)
+        if told is None:
+            await _refuse(context, failed[0])
+        return told
 
     async def _streamed(self, context: Context, path: str, body: bytes) -> AsyncIterator[pb.Piece]:
+        with _unexpected(path) as failed:
+            async for piece in self._pieces(context, path, body):
+                yield piece
+        if failed:
+            await _refuse(context, failed[0])
+
+    async def _pieces(self, context: Context, path: str, body: bytes) -> AsyncIterator[pb.Piece]:
         async with opened(self._app, _asked(context, path, body)) as answer:
             if answer.status >= 300:
                 whole = b"".join([piece async for piece in answer.pieces])
@@ -91,6 +109,20 @@ class Service:
                     await _refuse(context, Answered(502, {}, orjson.dumps(event)))
                 for piece in forms.pieces(event):
                     yield piece
+
+
+@contextlib.contextmanager
+def _unexpected(path: str) -> Iterator[list[Answered]]:
+    """Give a list that holds a refusal afterwards where something failed that nobody thought of: clients are told as
+    little of it as over HTTP."""
+    failed: list[Answered] = []
+    try:
+        yield failed
+    except grpc.aio.AbortError:
+        raise
+    except Exception:
+        logger.exception("a call of %s failed", path)
+        failed.append(Answered(500, {}, orjson.dumps(error_body(UNEXPECTED, "server_error"))))
 
 
 def _asked(context: Context, path: str, body: bytes) -> Asked:
