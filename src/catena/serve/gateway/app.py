@@ -16,8 +16,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import orjson
@@ -108,7 +109,7 @@ class Gateway:
         self.session: aiohttp.ClientSession = None  # type: ignore[assignment]  # opened by `running`
         self.draining = False
         self._began = int(time.time())
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._opinions = Opinions(middleware, self.releases)
         self.jobs = Jobs(config.jobs, state, self, self.busy, sealer) if config.jobs.on else None
         self._relay = Relay(self)
@@ -153,21 +154,30 @@ class Gateway:
             self.releases.resume()
             if self.jobs is not None:
                 self.jobs.begin()
-            self._tasks += [asyncio.create_task(self._until_ready()), asyncio.create_task(self.releases.watch())]
-            self._tasks += [asyncio.create_task(self.standing.watch())] if self.standing is not None else []
+            self._beside(self._until_ready())
+            self._beside(self.releases.watch())
+            if self.standing is not None:
+                self._beside(self.standing.watch())
             yield
         finally:
             self.draining = True
             if self.jobs is not None:
                 await self.jobs.close()
-            for task in self._tasks:
+            tasks = tuple(self._tasks)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(self.releases.close(), *(pool.close() for pool in self.pools.values()))
             await self.session.close()
             await self.cache.close()
             await self.limits.close()
             await asyncio.to_thread(self.traces.close)
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let something run until it ends, or the gateway does."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def new_pool(self, name: str, model: ModelConfig) -> Pool:
         """Return a pool for a model; nothing is started yet."""
@@ -179,9 +189,9 @@ class Gateway:
         pool.begin(self.session)
         if model.owned:
             pool.resize(model.replicas.min)
-            self._tasks.append(asyncio.create_task(self._scale(pool, model)))
+            self._beside(self._scale(pool, model))
         elif model.dns:
-            self._tasks.append(asyncio.create_task(look_up(pool, model.dns)))
+            self._beside(look_up(pool, model.dns))
         else:
             pool.point_at(model.urls)
 
