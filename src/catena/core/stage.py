@@ -14,7 +14,7 @@ import inspect
 import platform
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -178,12 +178,23 @@ def _data_files(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(path for path in folder.rglob("*") if path.suffix in DATA_FILES))
 
 
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all statements within one. Only those import anything: expressions are most of a tree."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for part in ("body", "orelse", "handlers", "finalbody", "cases"):
+            below = getattr(node, part, ())
+            waiting += below if isinstance(below, list) else ()  # the body of an expression is no list
+
+
 def _imports(module: str, source: Path) -> tuple[list[str], set[str]]:
     """Return the modules of the same top-level package that a module imports anywhere, and the other packages."""
     top = module.partition(".")[0]
     package = module if source.name == "__init__.py" else module.rpartition(".")[0]
     names: list[str] = []
-    for node in ast.walk(ast.parse(source.read_bytes())):
+    for node in _statements(ast.parse(source.read_bytes())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
