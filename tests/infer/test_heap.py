@@ -9,7 +9,8 @@ import sys
 import pytest
 
 COUNT = """
-import resource, sys
+import ctypes, resource, sys
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: one fault may bring a large page, or many small ones
 import torch
 if sys.argv[1] == "keep":
     from catena.infer.heap import keep_freed

@@ -65,8 +65,13 @@ class Driven:
     def found_in(self, text: str | bytes) -> list[str]:
         """Name the planted secrets that stand in something; of keys and tokens also their secret parts alone."""
         data = text if isinstance(text, bytes) else text.encode()
-        parts = {(name, part) for name, one in self.secrets.items() for part in (one, one.rpartition("_")[2])}
+        parts = {(name, part) for name, one in self.secrets.items() for part in (one, _secret_part(one))}
         return sorted({name for name, part in parts if part.encode() in data})
+
+
+def _secret_part(one: str) -> str:
+    """Return what is secret of a key (its number is not) or of a token, which both may have any letters in it."""
+    return one.split("_", 2)[-1] if one.startswith("ctn_") else one.rpartition(".")[2]
 
 
 def token(**changed: Any) -> str:
