@@ -16,6 +16,8 @@ from catena.core.errors import CatenaError
 from catena.sdk import Model
 
 MOST_PROMPT = 100_000
+SETTLE_S = 0.3
+"""By then a browser has emptied the field: a refusal may come so soon that emptying and filling it are one change."""
 
 
 @page(name="playground", path="/playground", icon="forum", action="infer")
@@ -118,8 +120,10 @@ class Talk:
         for one in came:
             if isinstance(one, Exception):
                 raise one
-        if not any(one is True for one in came) and not self._prompt.value:
-            self._prompt.set_value(text)  # nobody took it: it need not be written again
+        if not any(one is True for one in came):
+            await asyncio.sleep(SETTLE_S)
+            if not self._prompt.value:
+                self._prompt.set_value(text)  # nobody took it: it need not be written again
 
     def _stop(self) -> None:
         for side in self._sides:
