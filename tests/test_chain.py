@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import catena as c
-from catena.hub.fsck import check
+from catena.hub.fsck import check, collect_garbage
 from tests.chain import Chain, digests, start
 
 pytestmark = [pytest.mark.chain, pytest.mark.xdist_group("chain")]
@@ -60,6 +60,9 @@ def test_a_chain_killed_again_and_again_ends_as_if_nothing_had_happened(chain: C
                 assert not check(ws.store)
     assert digests(start(workspace).end()) == digests(chain.end)
     with c.open(workspace) as ws:
+        left = list(ws.store.root.glob("work/*"))
+        assert all(path.name.startswith("tmp-") for path in left), "only a kill within a moment leaves a folder"
+        collect_garbage(ws.store)
         assert not list(ws.store.root.glob("work/*"))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import catena as c
+from tests.needs import cannot_be_had
 
 RECIPE = """\
 name: shared
@@ -52,7 +53,7 @@ tune:
 
 def needs_ray() -> None:
     if importlib.util.find_spec("ray") is None:
-        pytest.fail("ray is not installed") if os.environ.get("CI") else pytest.skip("ray is not installed")
+        cannot_be_had("ray is not installed")
 
 
 @pytest.mark.chain

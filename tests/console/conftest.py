@@ -20,6 +20,7 @@ import pytest
 import catena
 from catena.govern.keys import Keys
 from tests.console.gateways import gateway_over
+from tests.needs import cannot_be_had
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 HERE = Path(__file__).parent
@@ -118,7 +119,7 @@ def browser() -> Iterator[Any]:
     """
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium here: sh scripts/system-packages")
+        cannot_be_had("no Chromium here: sh scripts/system-packages")
     with playwright.sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield opened

@@ -24,6 +24,7 @@ from catena.govern.audit.log import Log
 from catena.govern.config import AuditConfig
 from catena.serve.gateway.app import Gateway
 from catena.serve.gateway.config import DeployConfig
+from tests.needs import cannot_be_had
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -66,8 +67,7 @@ print(json.dumps({"templates": list(rendered.values()), "lint": helm_python.lint
 def by_helm(values: dict[str, Any], release: str = manifests.RELEASE) -> list[dict[str, Any]]:
     """What Helm's own library makes of the chart; in a process of its own, since it brings the runtime of Go along."""
     if importlib.util.find_spec("helm_python") is None:
-        reason = "Helm's library is not installed (helm-python-sdk)"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        cannot_be_had("Helm's library is not installed (helm-python-sdk)")
     command = [sys.executable, "-c", HELM, str(manifests.CHART), release, json.dumps(values)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -129,8 +129,7 @@ def test_what_is_written_is_what_the_chart_gives() -> None:
 
 def test_kubectl_builds_it() -> None:
     if shutil.which("kubectl") is None:
-        reason = "kubectl is not installed: sh scripts/system-packages"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        cannot_be_had("kubectl is not installed: sh scripts/system-packages")
     done = subprocess.run(["kubectl", "kustomize", str(manifests.OUTPUT)], capture_output=True, text=True, check=True)
     assert comparable([one for one in yaml.safe_load_all(done.stdout) if one]) == comparable(objects())
 

@@ -7,19 +7,16 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
+
+from tests.needs import cannot_be_had
 
 CLIENT = "openai@7.57.0"
 OLDEST = 20
 """Version of Node that the client is known to run on."""
 TRIES = 3
 TOUR = Path(__file__).parent / "tour.mjs"
-
-
-def cannot_be_had(reason: str) -> NoReturn:
-    pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +33,7 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
         if not done.returncode:
             return folder
-    cannot_be_had(f"{CLIENT} cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
+    return cannot_be_had(f"{CLIENT} cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
 
 
 def test_the_official_node_client_passes_a_tour(url: str, node_folder: Path) -> None:

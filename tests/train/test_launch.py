@@ -20,6 +20,7 @@ from catena.train.parallel.contract import ProcessLost
 from catena.train.parallel.settings import ParallelConfig
 from catena.train.slurm import slurm_contract, slurm_script
 from catena.workspace import Workspace
+from tests.needs import cannot_be_had
 from tests.train.conftest import Recorded
 from tests.train.launched_stages import ActedConfig, acted
 from tests.train.team import run_module
@@ -118,7 +119,7 @@ def test_process_that_ends_without_a_reason_is_quoted(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:lance is not fork-safe")
 def test_ray_starts_the_same_workers(recorded: MakeContext) -> None:
     if importlib.util.find_spec("ray") is None:
-        pytest.fail("ray is not installed") if os.environ.get("CI") else pytest.skip("ray is not installed")
+        cannot_be_had("ray is not installed")
     made = recorded("f")
     model = acted(made.context, config("work", launcher="ray"))
     assert model.labels == {"processes": "2"}

@@ -19,8 +19,9 @@ from catena.models.quant_int import group_scale, round_int4
 STEPS = 20
 """Values of `a` that are tried."""
 UNCUT = ("q_proj", "k_proj", "qkv_proj", "query", "key", "query_key_value", "Wqkv", "c_attn")
-"""Last names of layers that give queries or keys, whose groups are not cut, as in AWQ's own code: their numbers meet in
-products and then in a softmax, where an error of the layer's output says little about that of the attention."""
+"""Last names of layers that give queries or keys (values too, where they are one). Their groups are not cut, as AWQ's
+own code leaves those that it knows: their numbers meet in products and then in a softmax, where an error of the layer's
+output says little about that of the attention."""
 CUTS = tuple(1 - step / 20 for step in range(11))
 """Shares of a group's largest number that its scale is made for: 1 down to 0.5."""
 

@@ -15,13 +15,14 @@ import pytest
 from starlette.middleware import Middleware
 
 from catena.core.config import parse
-from catena.hub.store import Store
+from catena.hub.store import Store, init_store
 from catena.serve.gateway import pool
 from catena.serve.gateway.app import Gateway
 from catena.serve.gateway.config import DeployConfig, ModelConfig
 from catena.serve.releases.tags import Tags
 from catena.serve.server import background
 
+from .postgres import PostgresServer
 from .redis import RedisServer, redis_running
 
 REPLICA = str(Path(__file__).parent / "replica.py")
@@ -145,3 +146,11 @@ def redis_server() -> Iterator[RedisServer]:
     """A fresh Redis."""
     with redis_running() as server:
         yield server
+
+
+@pytest.fixture
+def shared(tmp_path: Path, postgres: PostgresServer) -> Iterator[Store]:
+    """A workspace whose index is in the PostgreSQL of the test's module."""
+    opened = init_store(tmp_path / ".catena", index_url=postgres.url)
+    yield opened
+    opened.close()

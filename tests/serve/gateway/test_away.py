@@ -19,7 +19,7 @@ from catena.govern.audit.reading import Query, entries
 from catena.govern.audit.verify import verify
 from catena.govern.config import AuditConfig, AuthConfig, GovernConfig
 from catena.govern.keys import Keys
-from catena.hub.store import Store, init_store
+from catena.hub.store import Store
 from catena.serve.gateway.app import Gateway
 from catena.serve.gateway.config import DeployConfig
 from catena.serve.governed import governed
@@ -36,14 +36,6 @@ CONFIG = GovernConfig(auth=AuthConfig(on=True, refresh_s=0.2), audit=AuditConfig
 def postgres() -> Iterator[PostgresServer]:
     with postgres_running() as server:
         yield server
-
-
-@pytest.fixture
-def shared(tmp_path: Path, postgres: PostgresServer) -> Iterator[Store]:
-    """A workspace whose index is in PostgreSQL."""
-    opened = init_store(tmp_path / "workspace", index_url=postgres.url)
-    yield opened
-    opened.close()
 
 
 Serve = Callable[..., Running]

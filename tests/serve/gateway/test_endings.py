@@ -13,6 +13,7 @@ import pytest
 
 from catena.serve.gateway import child
 from catena.serve.gateway.endings import from_outside, memory_kills, told
+from tests.needs import cannot_be_had
 
 from .conftest import Running, Start, eventually, mock
 
@@ -79,7 +80,7 @@ def kill_under(running: Running, times: int) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_whose_replicas_are_killed_from_outside_is_answered_in_the_end(start: Start, stream: bool) -> None:
     if memory_kills() is None:
-        pytest.skip("the kernel does not tell what it ended for want of memory")
+        cannot_be_had("the kernel does not tell what it ended for want of memory")
     running = start({"m": mock("--delay", "1", min=3)}, routing={"attempts": 1})
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         answer = threads.submit(running.chat, "hi", stream=stream)

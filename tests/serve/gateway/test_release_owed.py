@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from catena.hub.store import Store, init_store
+from catena.hub.store import Store
 
 from .conftest import Start, eventually
 from .postgres import PostgresServer, postgres_running
-from .test_release_tags import act, begun, named, production, released, served
+from .test_release_tags import act, begun, production, released, served, two_versions
 from .test_releases import acts
 
 
@@ -22,25 +22,8 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def shared(tmp_path: Path, postgres: PostgresServer) -> Iterator[Store]:
-    """A workspace whose index is in PostgreSQL."""
-    opened = init_store(tmp_path / "workspace", index_url=postgres.url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def models(shared: Store, tmp_path: Path) -> tuple[str, str]:
-    """Digests of two versions of `helper`, the first of them in production."""
-    digests = []
-    for number in (1, 2):
-        folder = tmp_path / f"model-{number}"
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        (folder / "model.safetensors").write_bytes(b"weights %d" % number)
-        digests.append(named(shared, folder))
-    shared.tag("helper@1", "production", "somebody")
-    return digests[0], digests[1]
+    return two_versions(shared, tmp_path)
 
 
 def test_users_go_back_at_once_and_the_tag_when_the_index_answers(

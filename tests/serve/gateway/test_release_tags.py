@@ -20,7 +20,11 @@ REF = "helper@production"
 
 @pytest.fixture
 def models(store: Store, tmp_path: Path) -> tuple[str, str]:
-    """Digests of two versions of `helper`, the first of them in production."""
+    return two_versions(store, tmp_path)
+
+
+def two_versions(store: Store, tmp_path: Path) -> tuple[str, str]:
+    """Store two versions of `helper`, the first of them in production; returns their digests."""
     digests = []
     for number in (1, 2):
         folder = tmp_path / f"model-{number}"

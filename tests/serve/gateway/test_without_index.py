@@ -17,7 +17,7 @@ import yaml
 
 from catena.core.errors import EnvironmentProblem
 from catena.govern.keys import Keys
-from catena.hub.store import Store, init_store, open_store
+from catena.hub.store import Store, open_store
 from catena.serve.gateway.standing import Standing
 
 from .conftest import REPLICA, eventually
@@ -28,14 +28,6 @@ from .postgres import PostgresServer, postgres_running
 def postgres() -> Iterator[PostgresServer]:
     with postgres_running() as server:
         yield server
-
-
-@pytest.fixture
-def shared(tmp_path: Path, postgres: PostgresServer) -> Iterator[Store]:
-    """A workspace whose index is in PostgreSQL."""
-    opened = init_store(tmp_path / ".catena", index_url=postgres.url)
-    yield opened
-    opened.close()
 
 
 @contextmanager

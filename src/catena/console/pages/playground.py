@@ -16,8 +16,8 @@ from catena.core.errors import CatenaError
 from catena.sdk import Model
 
 MOST_PROMPT = 100_000
-SETTLE_S = 0.3
-"""By then a browser has emptied the field: a refusal may come so soon that emptying and filling it are one change."""
+ECHO_S, ECHOES = 0.3, 10
+"""How long, and how often, a browser is waited for that may still tell that its field was emptied."""
 
 
 @page(name="playground", path="/playground", icon="forum", action="infer")
@@ -121,9 +121,19 @@ class Talk:
             if isinstance(one, Exception):
                 raise one
         if not any(one is True for one in came):
-            await asyncio.sleep(SETTLE_S)
-            if not self._prompt.value:
-                self._prompt.set_value(text)  # nobody took it: it need not be written again
+            await self._give_back(text)
+
+    async def _give_back(self, text: str) -> None:
+        """Put what nobody took back into the field, where nothing newer is in it.
+
+        A field that was emptied from here tells so a moment later, as if the person had emptied it: what was put into
+        it before that came is lost, and put there again.
+        """
+        for _ in range(ECHOES):
+            if self._prompt.value:
+                return
+            self._prompt.set_value(text)
+            await asyncio.sleep(ECHO_S)
 
     def _stop(self) -> None:
         for side in self._sides:
