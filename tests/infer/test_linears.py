@@ -14,6 +14,7 @@ from catena.core.errors import ConfigError
 from catena.core.generate import Request, SamplingParams
 from catena.infer import linears
 from catena.infer.engine import Engine, open_engine
+from catena.models import native
 from catena.models.checkpoint import save
 
 from .architectures import build
@@ -44,8 +45,16 @@ def test_a_blocked_layer_gives_what_the_layer_gave(rows: int, bias: bool) -> Non
     torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.01)
 
 
-def test_only_bfloat16_is_laid_out(always: None) -> None:
+def test_float32_is_laid_out_where_torch_is_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "wins_at_many", lambda _: False)
     assert linears.prepare_(build("llama")) == []
+    assert linears.prepare_(build("llama").half()) == []
+    monkeypatch.setattr(native, "wins_at_many", lambda _: True)
+    changed = linears.prepare_(build("llama"))
+    assert changed == [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)], "the others are no whole panels"
+
+
+def test_bfloat16_is_laid_out(always: None) -> None:
     model = build("llama").to(torch.bfloat16)
     names = linears.prepare_(model)
     assert "lm_head" in names

@@ -36,7 +36,7 @@ FAMILIES: dict[str, Any] = {
 
 
 def build(family: str, scheme: str = "") -> Any:
-    """Return a random bfloat16 model, its biases and norms too."""
+    """Return a random model, its biases and norms too; it is bfloat16, or float32 by `scheme`."""
     torch.manual_seed(3)
     model = FAMILIES[family]().eval()
     with torch.no_grad():
@@ -45,8 +45,10 @@ def build(family: str, scheme: str = "") -> Any:
                 parameter.uniform_(0.5, 1.5)
             elif "bias" in name:
                 parameter.normal_(0, 0.3)
-    model = model.to(torch.bfloat16)
     model.generation_config.eos_token_id = None
+    if scheme == "float32":
+        return model
+    model = model.to(torch.bfloat16)
     if scheme:
         quantize_(model, ("lm_head",) if model.config.tie_word_embeddings else (), scheme, 32)
     return model
@@ -87,26 +89,32 @@ def told(step: NativeStep, first: int, last: int, blocks: list[int]) -> torch.Te
     ],
 )
 def test_it_is_as_near_to_float32_as_the_models_own_forward(family: str, scheme: str) -> None:
-    model = build(family, scheme)
-    wide = build(family, scheme).float()
-    engine, step = open_native(model)
-    exact_engine = Engine(wide, Numbers())
-    assert exact_engine.runner.native is None
+    engine, step = open_native(build(family, scheme))
     every = torch.arange(TOKENS)
     with torch.inference_mode():
         found = told(step, 0, TOKENS, [5, 1, 3])
         alone = _alone(engine.runner.cache, TOKENS)
         plain = engine.runner._forward(ids(), every[None], alone, every).float()
-        alone = _alone(exact_engine.runner.cache, TOKENS)
-        exact = exact_engine.runner._forward(ids(), every[None], alone, every).float()
+        exact = build(family, scheme).float()(ids()).logits[0]
     ours, theirs = ((one - exact).square().mean().sqrt() / exact.std() for one in (found, plain))
     assert ours < 1.3 * theirs
     assert ours < 0.1
     engine.close()
-    exact_engine.close()
 
 
-@pytest.mark.parametrize(("family", "scheme"), [("qwen3", ""), ("mistral", "int8"), ("llama", "int4"), ("phi3", "")])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_is_that_of_transformers(family: str) -> None:
+    engine, step = open_native(build(family, "float32"))
+    with torch.inference_mode():
+        exact = build(family, "float32")(ids()).logits[0]
+    torch.testing.assert_close(told(step, 0, TOKENS, [5, 1, 3]), exact, rtol=1e-4, atol=1e-4)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "scheme"),
+    [("qwen3", ""), ("mistral", "int8"), ("llama", "int4"), ("phi3", ""), *((one, "float32") for one in FAMILIES)],
+)
 def test_a_token_has_the_same_bits_alone_and_in_a_prompt(family: str, scheme: str) -> None:
     engine, step = open_native(build(family, scheme), block_size=24)
     whole = told(step, 0, TOKENS, [0, 1, 2])
@@ -118,7 +126,7 @@ def test_a_token_has_the_same_bits_alone_and_in_a_prompt(family: str, scheme: st
 
 
 def test_answers_are_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catena.infer.runner.wins_at_many", lambda: True)
+    monkeypatch.setattr("catena.infer.runner.wins_at_many", lambda _: True)
     requests = [
         Request(str(at), [2 + (7 * place + at) % 120 for place in range(2 + 11 * at)], SamplingParams(max_tokens=9))
         for at in range(7)
@@ -160,7 +168,8 @@ def test_more_threads_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "options"),
     [
-        (lambda model: model.float(), {}),
+        (lambda model: model.half(), {}),
+        (lambda model: quantize_(model.float(), (), "int8", 32) and model, {}),
         (lambda model: model, {"cache_format": "int8"}),
         (lambda model: setattr(model.config, "hidden_act", "gelu") or model, {}),
         (lambda model: setattr(model.config, "model_type", "other") or model, {}),

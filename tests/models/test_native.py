@@ -17,6 +17,9 @@ OUTPUTS, INPUTS = 80, 192
 """Two and a half panels; int8 groups of 192."""
 
 
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
 def rounded(scheme: str, *, bias: bool = False) -> nn.Module:
     torch.manual_seed(0)
     return SCHEMES[scheme].rounded(nn.Linear(INPUTS, OUTPUTS, bias=bias, dtype=torch.bfloat16), 32)
@@ -24,10 +27,10 @@ def rounded(scheme: str, *, bias: bool = False) -> nn.Module:
 
 def panels(kind: str) -> tuple[native.Panels, Tensor]:
     """Return a weight in panels, and in float64."""
-    if kind == "bfloat16":
+    if kind in FLOATS:
         torch.manual_seed(0)
-        weight = torch.randn(OUTPUTS, INPUTS).to(torch.bfloat16)
-        return native.Panels(native.BF16, weight), weight.double()
+        weight = torch.randn(OUTPUTS, INPUTS).to(FLOATS[kind])
+        return native.Panels(native.FLOATS[weight.dtype], weight), weight.double()
     layer = rounded(kind)
     exact = layer.dense_weight(torch.float64)
     assert layer.prepack_(torch.bfloat16)
@@ -47,7 +50,9 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @wanted
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize(("kind", "error"), [("bfloat16", 3e-3), ("int8", 1e-4), ("int4", 1e-4), ("w8a8", 0.02)])
+@pytest.mark.parametrize(
+    ("kind", "error"), [("float32", 1e-6), ("bfloat16", 3e-3), ("int8", 1e-4), ("int4", 1e-4), ("w8a8", 0.02)]
+)
 def test_products_are_those_of_the_numbers(kind: str, error: float) -> None:
     packed, exact = panels(kind)
     torch.manual_seed(1)
@@ -66,10 +71,10 @@ def test_products_are_those_of_the_numbers(kind: str, error: float) -> None:
 
 
 @wanted
-@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
 def test_a_weight_can_be_had_back(kind: str) -> None:
     packed, exact = panels(kind)
-    if kind == "bfloat16":
+    if kind in FLOATS:
         assert torch.equal(packed.numbers().double(), exact)
         return
     layer = rounded(kind)
@@ -80,7 +85,7 @@ def test_a_weight_can_be_had_back(kind: str) -> None:
 
 
 @wanted
-@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4", "w8a8"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4", "w8a8"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_no_number_stays_none_and_spoils_its_own_row_only(kind: str, bad: float) -> None:
     packed, _ = panels(kind)
@@ -134,7 +139,8 @@ def test_a_compiler_that_fails_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @wanted
 def test_which_is_faster_at_many_rows_is_measured() -> None:
-    assert native.wins_at_many() in (True, False)
+    for dtype in FLOATS.values():
+        assert native.wins_at_many(dtype) in (True, False)
 
 
 @wanted

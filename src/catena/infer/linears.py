@@ -1,9 +1,10 @@
 """Linear layers as a processor reads them fastest. The engine prepares its model with this once, when it is opened.
 
-bfloat16 weights are laid out in panels (`catena.models.native`), in place of the rows that training wants: the same
-numbers, read in order. Where there is no compiler for those, oneDNN's blocks are taken, if a short measurement says
-that they pay. float32 stays as it is: its answers are those of `generate`, token for token. Layers of int8 and int4
-lay themselves out (`catena.models.quant_int`), for inputs of bfloat16.
+Weights of bfloat16 and float32 are laid out in panels (`catena.models.native`), in place of the rows that training
+wants: the same numbers, read in order. float32 is where a measurement finds torch's products no faster; it is added up
+in another order then, which the last digit shows. Where there is no compiler for panels, oneDNN's blocks are taken for
+bfloat16, if a short measurement says that they pay. Layers of int8 and int4 lay themselves out
+(`catena.models.quant_int`), for inputs of bfloat16.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ TRIES = 5
 
 
 class LaidOutLinear(nn.Module, ABC):
-    """A bfloat16 linear layer whose weight lies in an order of its own. It cannot be trained or saved."""
+    """A linear layer whose weight lies in an order of its own. It cannot be trained or saved."""
 
     bias: Tensor | None
 
@@ -82,11 +83,12 @@ class PanelLinear(LaidOutLinear):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
-        self.panels = native.Panels(native.BF16, linear.weight.detach(), bias=linear.bias)
+        self.dtype = linear.weight.dtype
+        self.panels = native.Panels(native.FLOATS[self.dtype], linear.weight.detach(), bias=linear.bias)
 
     def product(self, inputs: Tensor) -> Tensor:
         """Multiply in C; many rows by torch, where it is faster at that."""
-        if inputs.numel() < native.MANY * self.in_features or native.wins_at_many():
+        if inputs.numel() < native.MANY * self.in_features or native.wins_at_many(self.dtype):
             return self.panels.product(inputs)
         return functional.linear(inputs, self.panels.numbers(), self.bias)
 
@@ -152,12 +154,12 @@ def prepare_(model: nn.Module, *, short: bool = False) -> list[str]:
     if parameter.device.type != "cpu":
         return []
     keep_freed()
-    found = [(name, layer) for name, layer in model.named_modules() if _is_bfloat16(layer)]
+    found = [(name, layer) for name, layer in model.named_modules() if _is_taken(layer)]
     changed: list[str] = []
     for name, layer in found:
         if native.takes(layer.out_features, layer.in_features):
             model.set_submodule(name, PanelLinear(layer))
-        elif layer.weight.numel() >= SMALLEST and blocks_pay():
+        elif layer.weight.dtype == torch.bfloat16 and layer.weight.numel() >= SMALLEST and blocks_pay():
             model.set_submodule(name, BlockedLinear(layer))
         else:
             continue
@@ -165,8 +167,12 @@ def prepare_(model: nn.Module, *, short: bool = False) -> list[str]:
     return changed
 
 
-def _is_bfloat16(layer: nn.Module) -> bool:
-    return type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16
+def _is_taken(layer: nn.Module) -> bool:
+    if type(layer) is not nn.Linear:
+        return False
+    if layer.weight.dtype == torch.float32:
+        return native.library() is not None and native.wins_at_many(torch.float32)
+    return layer.weight.dtype == torch.bfloat16
 
 
 @cache

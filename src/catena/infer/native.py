@@ -1,10 +1,11 @@
 """A whole step of a decoder of the Llama family in one call of C (`models/decoder.c`), in place of the model's forward.
 
-It is taken for bfloat16 models of `FAMILY` (their linear layers may be int8 or int4), and only after its logits of a
-small trial were those of the model's own forward, up to rounding. Everything else, and any step in which an adapter
-takes part, goes the general way. Both read and write the same pools, so each step is free to choose.
+It is taken for float32 and bfloat16 models of `FAMILY` (linear layers of the latter may be int8 or int4), and only
+after its logits of a small trial were those of the model's own forward, up to rounding. Everything else, and any step
+in which an adapter takes part, goes the general way. Both read and write the same pools, so each step is free to
+choose.
 
-A row's numbers do not depend on which rows are beside it: in bfloat16 too, an answer is the same in any batch.
+A row's numbers do not depend on which rows are beside it: to the last bit, an answer is the same in any batch.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ logger = logging.getLogger(__name__)
 FAMILY = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 """Model types of `transformers` that are made of those parts and no others."""
 LARGEST_DIM = 256
-TOLERANCE = 0.1
-"""Largest difference of a trial's logits (root mean square), as a share of their spread: rounding makes 0.01-0.04."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+"""Largest difference of a trial's logits (root mean square), as a share of their spread: rounding makes a tenth."""
 TRIAL = 37
 """Tokens of it: more than a block of keys, and no whole number of blocks."""
 MOVING = ("dynamic", "longrope")
@@ -69,6 +70,7 @@ class NativeStep:
             norm=self._numbers(model.model.norm.weight),
             embedding=embedding.data_ptr(),
             vocabulary=len(embedding),
+            per=4 // embedding.itemsize,
             head=self._weight(model.lm_head),
         )
         self._kept += [layer_array, embedding]
@@ -175,8 +177,8 @@ NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
 
 def _embedding(model: Any) -> Tensor:
     embedding = model.model.embed_tokens
-    if type(embedding) is not nn.Embedding or embedding.weight.dtype != torch.bfloat16:
-        raise ValueError("its embeddings are no plain ones of bfloat16")
+    if type(embedding) is not nn.Embedding or embedding.weight.dtype not in native.FLOATS:
+        raise ValueError("its embeddings are no plain ones of float32 or bfloat16")
     return embedding.weight.detach().contiguous()
 
 
@@ -199,7 +201,7 @@ def _window(config: Any, attention: Any) -> int:
 def native_step(model: Any, cache: PagedCache, forward: Any) -> NativeStep | None:
     """Return the step in C of a model, where it can have one and agrees with its own `forward` of ids and positions."""
     pool = next(iter(cache.keys.values())).data
-    if pool.device.type != "cpu" or pool.dtype != torch.bfloat16 or native.library() is None:
+    if pool.device.type != "cpu" or pool.dtype not in native.FLOATS or native.library() is None:
         return None
     try:
         step = NativeStep(model, cache)
@@ -214,7 +216,7 @@ def native_step(model: Any, cache: PagedCache, forward: Any) -> NativeStep | Non
         expected = forward(torch.tensor([ids]), torch.tensor([every]), torch.tensor(keep)).float()
         found, _ = step.run(ids, every, every, array("q", (0, count, 0, blocks.buffer_info()[0])), keep)
     share = ((found - expected).square().mean().sqrt() / expected.std().clamp(min=1e-6)).item()
-    if not share < TOLERANCE:
+    if not share < TOLERANCE[pool.dtype]:
         logger.warning("steps go through the model's own forward: the native step differs by %.3f", share)
         return None
     return step

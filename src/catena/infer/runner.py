@@ -126,7 +126,7 @@ class Runner:
     def _natively(self, row: Many[Chunk], tokens: int) -> bool:
         """Whether the step in C takes a row: no adapter has a part in it, and it is no slower at so many tokens."""
         adapted = self.adapters.used and any(chunk.sequence.adapter for chunk in row)
-        return not adapted and (tokens < MANY or wins_at_many())
+        return not adapted and (tokens < MANY or wins_at_many(self.layout.dtype))
 
     def _plain(self, row: Many[Chunk]) -> bool:
         """Whether every sequence has one new token, and no adapter changes a layer."""

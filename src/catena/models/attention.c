@@ -1,4 +1,5 @@
-/* Attention of a step's rows over a paged cache of bfloat16, 64 keys at a time, with a running softmax.
+/* Attention of a step's rows over a paged cache of float32 or bfloat16, 64 keys at a time, with a running softmax.
+ * `per` numbers of the cache are 32 bits, which queries, keys and weights are counted in below.
  *
  * Many queries of one head (a prompt) share a layout of the keys and values as panels, and are multiplied in tiles. For
  * a few (one new token) laying out would cost more than it saves: they meet keys and values in registers. Both add up
@@ -10,13 +11,23 @@ typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
 #define KEYS 64          /* that are looked at together */
 #define PARTS (KEYS / LANES)
 #define TASK (16 * MOST) /* queries that share a layout of keys */
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-#define AT_ONCE 8 /* queries of a head that meet keys and values in registers */
-#else
-#define AT_ONCE 0
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+#define IN_REGISTERS
 #endif
 
-typedef struct { const bf16 *keys[KEYS], *values[KEYS]; long base; int seen; } Page; /* those that somebody sees come first */
+/* Queries of a head that meet keys and values in registers. */
+INLINE int at_once(const int per) {
+#ifndef IN_REGISTERS
+    return 0;
+#elif !defined(__AVX512BF16__)
+    return per == 1 ? 8 : 0;
+#else
+    return 8;
+#endif
+}
+
+/* Where 64 keys and values stand, in bytes as all that leads into the pools; those that somebody sees come first. */
+typedef struct { const char *keys[KEYS], *values[KEYS]; long base; int seen; } Page;
 
 #ifdef __AVX512F__
 /* Number i of vector j becomes number j of vector i. */
@@ -44,39 +55,39 @@ INLINE void transpose(__m512i a[16]) {
 }
 #endif
 
-/* 32 rows of `dim` bfloat16 as a panel [dim / 2][32][2]. */
-static void across(const bf16 *const *rows, long offset, int32_t *to, long dim) {
+/* 32 rows of `words` as a panel [words][32]. */
+static void across(const char *const *rows, long offset, int32_t *to, long words) {
 #ifdef __AVX512F__
     for (int half = 0; half < 2; half++)
-        for (long d = 0; d < dim / 2; d += LANES) {
+        for (long d = 0; d < words; d += LANES) {
             __m512i a[16];
-            for (int at = 0; at < 16; at++) a[at] = _mm512_loadu_si512(rows[half * 16 + at] + offset + 2 * d);
+            for (int at = 0; at < 16; at++) a[at] = _mm512_loadu_si512(rows[half * 16 + at] + offset + 4 * d);
             transpose(a);
             for (int at = 0; at < 16; at++) _mm512_storeu_si512(to + (d + at) * WIDE + half * 16, a[at]);
         }
 #else
     for (int row = 0; row < WIDE; row++)
-        for (long d = 0; d < dim / 2; d++) memcpy(to + d * WIDE + row, rows[row] + offset + 2 * d, 4);
+        for (long d = 0; d < words; d++) memcpy(to + d * WIDE + row, rows[row] + offset + 4 * d, 4);
 #endif
 }
 
-/* KEYS rows as panels [dim / 32][KEYS / 2][32][2]: two rows' numbers side by side. */
-static void beside(const bf16 *const *rows, long offset, int32_t *to, long dim) {
-    for (long panel = 0; panel < dim / WIDE; panel++)
-        for (int pair = 0; pair < KEYS / 2; pair++, to += WIDE)
-            for (int half = 0; half < WIDE; half += LANES) {
-                vh first = *(const vh *)(rows[2 * pair] + offset + panel * WIDE + half);
-                vh second = *(const vh *)(rows[2 * pair + 1] + offset + panel * WIDE + half);
+/* KEYS rows as panels [dim / 32][KEYS / per][32], two rows' numbers of bfloat16 side by side. */
+INLINE void beside(const int per, const char *const *rows, long offset, int32_t *to, long dim) {
+    for (long panel = 0; panel < dim / WIDE; panel++, offset += WIDE * 4 / per)
+        for (int key = 0; key < KEYS; key += per, to += WIDE)
+            if (per == 1) memcpy(to, rows[key] + offset, WIDE * 4);
+            else for (int half = 0; half < WIDE; half += LANES) {
+                vh first = *(const vh *)(rows[key] + offset + half * 2), second = *(const vh *)(rows[key + 1] + offset + half * 2);
                 *(vi *)(to + half) = __builtin_convertvector(first, vi) | __builtin_convertvector(second, vi) << 16;
             }
 }
 
 /* Queries of a head; `sums` [dim / 32][count][32], where a few queries keep each 32 in an order of their own. */
-struct Tile { int32_t query[MOST * 128]; vf sums[8][MOST][2]; float best[MOST], total[MOST]; long at[MOST]; int count; };
-typedef struct { int32_t keys[2][128 * WIDE], values[KEYS / 2 * 256]; struct Tile tiles[]; } Focus; /* what a thread works with */
+struct Tile { int32_t query[MOST * 256]; vf sums[8][MOST][2]; float best[MOST], total[MOST]; long at[MOST]; int count; };
+typedef struct { int32_t keys[2][256 * WIDE], values[KEYS * 256]; struct Tile tiles[]; } Focus; /* what a thread works with */
 
-/* Query m's scores become weights, KEYS / 2 pairs; returns what its sums so far are to be multiplied by. */
-INLINE float weighed(const Model *model, long window, struct Tile *tile, int m, long base, vf *scores, vi *pairs) {
+/* Query m's scores become weights, KEYS / per words; returns what its sums so far are to be multiplied by. */
+INLINE float weighed(const int per, const Model *model, long window, struct Tile *tile, int m, long base, vf *scores, vi *words) {
     const vi lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     vf highest = (vf){0} - INFINITY, sum = {0};
     for (int at = 0; at < PARTS; at++) {
@@ -87,7 +98,7 @@ INLINE float weighed(const Model *model, long window, struct Tile *tile, int m, 
         highest = either(scores[at] > highest, scores[at], highest);
     }
     float before = tile->best[m], most = fmaxf(before, largest(highest));
-    pairs[0] = pairs[1] = (vi){0};
+    for (int at = 0; at < PARTS / per; at++) words[at] = (vi){0};
     if (most == -INFINITY) return 1.0f;
     for (int at = 0; at < PARTS; at++) {
         scores[at] = exponential(scores[at] - most);
@@ -96,65 +107,71 @@ INLINE float weighed(const Model *model, long window, struct Tile *tile, int m, 
     float change = before == most ? 1.0f : exponential((vf){0} + (before - most))[0];
     tile->total[m] = tile->total[m] * change + added(sum);
     tile->best[m] = most;
-    for (int at = 0; at < 2; at++) pairs[at] = paired((const float *)(scores + 2 * at));
+    for (int at = 0; at < PARTS / per; at++) words[at] = per == 1 ? (vi)scores[at] : paired((const float *)(scores + 2 * at));
     return change;
 }
 
-/* Pairs of `high` queries, as rows of a product: [KEYS / 2][high]. */
-INLINE void as_rows(vi pairs[16][2], int32_t *to, int high) {
-    for (int half = 0; half < 2; half++) {
+/* Words of `high` queries, as rows of a product: [KEYS / per][high]. */
+INLINE void as_rows(const int per, vi words[16][PARTS], int32_t *to, int high) {
+    for (int part = 0; part < PARTS / per; part++) {
 #ifdef __AVX512F__
         __m512i turned[16];
-        for (int m = 0; m < 16; m++) turned[m] = (__m512i)pairs[m][half];
+        for (int m = 0; m < 16; m++) turned[m] = (__m512i)words[m][part];
         transpose(turned);
-        for (int at = 0; at < LANES; at++) _mm512_mask_storeu_epi32(to + (half * LANES + at) * high, (__mmask16)((1 << high) - 1), turned[at]);
+        for (int at = 0; at < LANES; at++) _mm512_mask_storeu_epi32(to + (part * LANES + at) * high, (__mmask16)((1 << high) - 1), turned[at]);
 #else
-        for (int at = 0; at < LANES; at++) for (int m = 0; m < high; m++) to[(half * LANES + at) * high + m] = pairs[m][half][at];
+        for (int at = 0; at < LANES; at++) for (int m = 0; m < high; m++) to[(part * LANES + at) * high + m] = words[m][part][at];
 #endif
     }
 }
 
 /* A tile's queries with keys in panels. */
-static void look(const Model *model, long window, const Focus *f, struct Tile *tile, long base) {
+INLINE void look(const int per, const Model *model, long window, const Focus *f, struct Tile *tile, long base) {
+    Kernel *const *kernels = per == 1 ? with_fp32 : with_bf16;
     long dim = model->dim;
     int high = size_of(tile->count);
     vf found[2][MOST][2], scores[PARTS];
-    vi pairs[16][2];
-    int32_t weights[KEYS / 2 * MOST];
-    memset(pairs, 0, sizeof pairs);
+    vi words[16][PARTS];
+    int32_t weights[KEYS * MOST];
+    memset(words, 0, sizeof words);
     for (int half = 0; half < 2; half++) {
         memset(found[half], 0, sizeof(vf[2]) * (size_t)high);
-        with_bf16[high](&(Piece){(char *)f->keys[half], 0, (char *)tile->query, 0, 0, 0, dim, dim}, found[half]);
+        kernels[high](&(Piece){(char *)f->keys[half], 0, (char *)tile->query, 0, 0, 0, dim, dim}, found[half]);
     }
     for (int m = 0; m < tile->count; m++) {
         for (int at = 0; at < PARTS; at++) scores[at] = found[at / 2][m][at % 2];
-        float change = weighed(model, window, tile, m, base, scores, pairs[m]);
+        float change = weighed(per, model, window, tile, m, base, scores, words[m]);
         if (change != 1.0f)
             for (long panel = 0; panel < dim / WIDE; panel++) for (int half = 0; half < 2; half++) tile->sums[panel][m][half] *= change;
     }
-    as_rows(pairs, weights, high);
+    as_rows(per, words, weights, high);
     for (long panel = 0; panel < dim / WIDE; panel++)
-        with_bf16[high](&(Piece){(char *)(f->values + panel * KEYS / 2 * WIDE), 0, (char *)weights, 0, 0, 0, KEYS, KEYS}, tile->sums[panel]);
+        kernels[high](&(Piece){(char *)(f->values + panel * KEYS / per * WIDE), 0, (char *)weights, 0, 0, 0, KEYS, KEYS}, tile->sums[panel]);
 }
 
-#if AT_ONCE
+#ifdef IN_REGISTERS
 /* What `MR` queries take from 32 * COUNT numbers of the values, from panel `panel` on. */
-INLINE void take(const int MR, const int COUNT, const Page *page, long offset, long panel, vi (*pairs)[2], const float *change, struct Tile *tile) {
+INLINE void take(const int per, const int MR, const int COUNT, const Page *page, long offset, long panel, vi (*words)[PARTS],
+                 const float *change, struct Tile *tile) {
     vf out[8][2][2];
     for (int m = 0; m < MR; m++)
         for (int at = 0; at < COUNT; at++)
             for (int half = 0; half < 2; half++) out[m][at][half] = tile->sums[panel + at][m][half] * change[m];
-    for (int pair = 0; 2 * pair < page->seen; pair++)
+    for (int word = 0; word * per < page->seen; word++)
 #pragma GCC unroll 2
         for (int at = 0; at < COUNT; at++) {
-            __m512i first = _mm512_loadu_si512(page->values[2 * pair] + offset + (panel + at) * WIDE);
-            __m512i second = _mm512_loadu_si512(page->values[2 * pair + 1] + offset + (panel + at) * WIDE);
-            vi low = (vi)_mm512_unpacklo_epi16(first, second), high = (vi)_mm512_unpackhi_epi16(first, second);
+            const char *values = page->values[word * per] + offset + (panel + at) * WIDE * 4 / per;
+            vi low = *(const vi *)values, high;
+            if (per == 1) high = *(const vi *)(values + 64);
+            else {
+                __m512i first = (__m512i)low, second = _mm512_loadu_si512(page->values[word * per + 1] + (values - page->values[word * per]));
+                low = (vi)_mm512_unpacklo_epi16(first, second), high = (vi)_mm512_unpackhi_epi16(first, second);
+            }
 #pragma GCC unroll 8
             for (int m = 0; m < MR; m++) {
-                int32_t weight = ((const int32_t *)pairs[m])[pair];
-                out[m][at][0] = dot2(out[m][at][0], low, weight);
-                out[m][at][1] = dot2(out[m][at][1], high, weight);
+                int32_t weight = ((const int32_t *)words[m])[word];
+                out[m][at][0] = dot(per, out[m][at][0], low, weight);
+                out[m][at][1] = dot(per, out[m][at][1], high, weight);
             }
         }
     for (int m = 0; m < MR; m++)
@@ -162,7 +179,7 @@ INLINE void take(const int MR, const int COUNT, const Page *page, long offset, l
             for (int half = 0; half < 2; half++) tile->sums[panel + at][m][half] = out[m][at][half];
 }
 
-/* Put the numbers of sums, which `take` leaves as it finds them, in order. */
+/* Put the numbers of sums, which `take` leaves as it finds them in bfloat16, in order. */
 static void in_order(struct Tile *tile, long dim) {
     const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
@@ -175,41 +192,43 @@ static void in_order(struct Tile *tile, long dim) {
 }
 
 /* A few queries of one head with keys as they lie in the pool. */
-INLINE void glance(const int MR, const Model *model, long window, const Page *page, long offset, struct Tile *tile) {
+INLINE void glance(const int per, const int MR, const Model *model, long window, const Page *page, long offset, struct Tile *tile) {
     long dim = model->dim, panel = 0;
     vf scores[8][PARTS];
-    vi pairs[8][2];
+    vi words[8][PARTS];
     float change[8];
     for (int part = 0; part < PARTS; part++) {
         vf sums[8];
         for (int m = 0; m < MR; m++) sums[m] = (vf){0};
-        for (long at = 0; at < dim / 2 && part * LANES < page->seen; at += LANES) {
+        for (long at = 0; at < dim / per && part * LANES < page->seen; at += LANES) {
             __m512i a[16];
-            for (int key = 0; key < 16; key++) a[key] = _mm512_loadu_si512(page->keys[part * LANES + key] + offset + 2 * at);
+            for (int key = 0; key < 16; key++) a[key] = _mm512_loadu_si512(page->keys[part * LANES + key] + offset + 4 * at);
             transpose(a);
             const int32_t *query = tile->query + at * MR;
 #pragma GCC unroll 16
-            for (int pair = 0; pair < 16; pair++)
+            for (int word = 0; word < 16; word++)
 #pragma GCC unroll 8
-                for (int m = 0; m < MR; m++) sums[m] = dot2(sums[m], (vi)a[pair], query[pair * MR + m]);
+                for (int m = 0; m < MR; m++) sums[m] = dot(per, sums[m], (vi)a[word], query[word * MR + m]);
         }
         for (int m = 0; m < MR; m++) scores[m][part] = sums[m];
     }
     for (int m = 0; m < MR; m++) {
-        pairs[m][0] = pairs[m][1] = (vi){0};
-        change[m] = m < tile->count ? weighed(model, window, tile, m, page->base, scores[m], pairs[m]) : 1.0f;
+        for (int at = 0; at < PARTS / per; at++) words[m][at] = (vi){0};
+        change[m] = m < tile->count ? weighed(per, model, window, tile, m, page->base, scores[m], words[m]) : 1.0f;
     }
-    if (MR <= 4) for (; panel + 2 <= dim / WIDE; panel += 2) take(MR, 2, page, offset, panel, pairs, change, tile);
-    for (; panel < dim / WIDE; panel++) take(MR, 1, page, offset, panel, pairs, change, tile);
+    if (MR <= 4) for (; panel + 2 <= dim / WIDE; panel += 2) take(per, MR, 2, page, offset, panel, words, change, tile);
+    for (; panel < dim / WIDE; panel++) take(per, MR, 1, page, offset, panel, words, change, tile);
 }
 
 typedef void Glance(const Model *, long, const Page *, long, struct Tile *);
-#define GLANCE(size) \
-    static void glance_##size(const Model *model, long window, const Page *page, long offset, struct Tile *tile) { \
-        glance(size, model, window, page, offset, tile); \
+#define GLANCE(name, per, size) \
+    static void name##_##size(const Model *model, long window, const Page *page, long offset, struct Tile *tile) { \
+        glance(per, size, model, window, page, offset, tile); \
     }
-GLANCE(1) GLANCE(2) GLANCE(4) GLANCE(6) GLANCE(8)
-static Glance *const glances[] = {0, glance_1, glance_2, 0, glance_4, 0, glance_6, 0, glance_8};
+#define GLANCES(name, per) GLANCE(name, per, 1) GLANCE(name, per, 2) GLANCE(name, per, 4) GLANCE(name, per, 6) GLANCE(name, per, 8) \
+    static Glance *const name[] = {0, name##_1, name##_2, 0, name##_4, 0, name##_6, 0, name##_8};
+GLANCES(at_fp32, 1)
+GLANCES(at_bf16, 2)
 #endif
 
 /* What a task has: queries from..to of a run (query q is that of row q / group), for some heads of keys. */
@@ -221,14 +240,16 @@ INLINE long query_at(const Model *model, const Task *task, long head, long q, lo
     return (task->run->first + q / group) * width + (head * group + q % group) * model->dim;
 }
 
-static void begin(const Model *model, const Task *task, const float *qkv, Focus *f) {
+INLINE void begin(const int per, const Model *model, const Task *task, const float *qkv, Focus *f) {
     long dim = model->dim, group = model->heads / model->kv_heads, width = (model->heads + 2 * model->kv_heads) * dim;
     struct Tile *tile = f->tiles;
     for (long head = task->head; head < task->last_head; head++)
         for (long q = task->from; q < task->to; tile++) {
             tile->count = (int)(task->to - q < MOST ? task->to - q : MOST);
             for (int m = 0; m < tile->count; m++, q++) {
-                put_bf16(qkv + query_at(model, task, head, q, width), dim, tile->query + m, size_of(tile->count));
+                const float *row = qkv + query_at(model, task, head, q, width);
+                if (per == 1) put_fp32(row, dim, tile->query + m, size_of(tile->count));
+                else put_bf16(row, dim, tile->query + m, size_of(tile->count));
                 tile->at[m] = task->run->start + q / group;
                 tile->best[m] = -INFINITY;
                 tile->total[m] = 0;
@@ -238,60 +259,66 @@ static void begin(const Model *model, const Task *task, const float *qkv, Focus 
 }
 
 /* Read rows once in the order in which they lie: a processor sees that coming, and not the way of one head through them. */
-static void fetch(const bf16 *const *rows, int count, long from, long to) {
-    uint32_t all = 0;
+static void fetch(const char *const *rows, int count, long from, long to) {
+    char all = 0;
     for (int lane = 0; lane < count; lane++)
-        for (long at = from; at < to; at += 32) all |= *(const volatile bf16 *)(rows[lane] + at);
+        for (long at = from; at < to; at += 64) all |= *(const volatile char *)(rows[lane] + at);
     (void)all;
 }
 
 /* Where keys and values stand; those behind the last one are that one again, and hidden. */
-static void turn_to(const Model *model, const Layer *layer, const Step *step, const Task *task, long base, long last, Page *page) {
+INLINE void turn_to(const int per, const Model *model, const Layer *layer, const Step *step, const Task *task, long base, long last, Page *page) {
     long dim = model->dim, size = step->block_size;
     page->base = base;
     page->seen = last - base + 1 < KEYS ? (int)(last - base + 1) : KEYS;
     for (long lane = 0; lane < KEYS; lane++) {
         long seen = base + lane <= last ? base + lane : last;
-        long offset = (task->run->blocks[seen / size] * size + seen % size) * model->kv_heads * dim;
+        long offset = (task->run->blocks[seen / size] * size + seen % size) * model->kv_heads * dim * 4 / per;
         page->keys[lane] = layer->keys + offset;
         page->values[lane] = layer->values + offset;
     }
-    fetch(page->keys, page->seen, task->head * dim, task->last_head * dim);
-    fetch(page->values, page->seen, task->head * dim, task->last_head * dim);
+    fetch(page->keys, page->seen, task->head * dim * 4 / per, task->last_head * dim * 4 / per);
+    fetch(page->values, page->seen, task->head * dim * 4 / per, task->last_head * dim * 4 / per);
 }
 
-static void attend(const Model *model, const Layer *layer, const Step *step, const Task *task, const float *qkv, float *mixed, Focus *f) {
+INLINE void attend_to(const int per, const Model *model, const Layer *layer, const Step *step, const Task *task, const float *qkv, float *mixed, Focus *f) {
     long dim = model->dim, group = model->heads / model->kv_heads, count = task->to - task->from, tiles = (count + MOST - 1) / MOST;
     long start = task->run->start, last = start + (task->to - 1) / group, lowest = start + task->from / group - layer->window + 1;
     Page page;
-    begin(model, task, qkv, f);
+    begin(per, model, task, qkv, f);
     for (long base = layer->window && lowest > 0 ? lowest / KEYS * KEYS : 0; base <= last; base += KEYS) {
-        turn_to(model, layer, step, task, base, last, &page);
+        turn_to(per, model, layer, step, task, base, last, &page);
         for (long head = task->head; head < task->last_head; head++) {
+            long offset = head * dim * 4 / per;
             struct Tile *tile = f->tiles + (head - task->head) * tiles;
-#if AT_ONCE
-            if (count <= AT_ONCE) {
-                glances[size_of(count)](model, layer->window, &page, head * dim, tile);
+#ifdef IN_REGISTERS
+            if (count <= at_once(per)) {
+                (per == 1 ? at_fp32 : at_bf16)[size_of(count)](model, layer->window, &page, offset, tile);
                 continue;
             }
 #endif
-            for (int half = 0; half < 2; half++) across(page.keys + half * WIDE, head * dim, f->keys[half], dim);
-            beside(page.values, head * dim, f->values, dim);
+            for (int half = 0; half < 2; half++) across(page.keys + half * WIDE, offset, f->keys[half], dim / per);
+            beside(per, page.values, offset, f->values, dim);
             for (long at = 0; at < tiles; at++, tile++)
-                if (tile->at[tile->count - 1] >= base) look(model, layer->window, f, tile, base);
+                if (tile->at[tile->count - 1] >= base) look(per, model, layer->window, f, tile, base);
         }
     }
     struct Tile *tile = f->tiles;
     for (long head = task->head; head < task->last_head; head++)
         for (long q = task->from; q < task->to; tile++) {
-#if AT_ONCE
-            if (count <= AT_ONCE) in_order(tile, dim);
+#ifdef IN_REGISTERS
+            if (per == 2 && count <= at_once(per)) in_order(tile, dim);
 #endif
             for (int m = 0; m < tile->count; m++, q++) {
                 float *row = mixed + query_at(model, task, head, q, model->heads * dim), share = 1.0f / tile->total[m];
                 for (long d = 0; d < dim; d += LANES) *(vf *)(row + d) = tile->sums[d / WIDE][m][d / LANES % 2] * share;
             }
         }
+}
+
+static void attend(const Model *model, const Layer *layer, const Step *step, const Task *task, const float *qkv, float *mixed, Focus *f) {
+    if (model->per == 1) attend_to(1, model, layer, step, task, qkv, mixed, f);
+    else attend_to(2, model, layer, step, task, qkv, mixed, f);
 }
 
 static Focus *focus_for(const Model *model) {

@@ -1,15 +1,15 @@
 /* A whole step of a decoder of the Llama family (RMSNorm, rotary positions, grouped queries, a gated feed-forward
- * part) over a paged cache of bfloat16: one call, all layers, any number of rows of any sequences.
+ * part) over a paged cache of bfloat16 or float32: one call, all layers, any number of rows of any sequences.
  *
- * Between the products rows stay float32. Queries, keys, values and the weights of attention are rounded to bfloat16, as
- * torch does. Attention goes over 32 keys at a time, which are laid out as a panel, and keeps a running softmax.
+ * Between the products rows stay float32. Queries, keys, values and the weights of attention are rounded to what the
+ * cache holds, as torch does. Attention goes over 32 keys at a time, which are laid out as a panel, and keeps a running softmax.
  */
 #include "panels.c"
 
 typedef struct {
     Linear query, key, value, out, gate, up, down;
     const float *before, *after, *query_norm, *key_norm; /* weights of the norms; the last two may be missing */
-    bf16 *keys, *values;                                  /* [slots][kv heads][dim] */
+    char *keys, *values;                                  /* [slots][kv heads][dim], `per` numbers in 32 bits */
     long window;                                          /* each row sees so many, itself included; 0: all */
 } Layer;
 
@@ -18,8 +18,8 @@ typedef struct {
     long count, width, heads, kv_heads, dim, inner;
     float epsilon, scaling, turn_scaling;
     const float *norm, *frequencies;                      /* [dim / 2], of the rotary positions */
-    const bf16 *embedding;                                /* [vocabulary][width] */
-    long vocabulary;
+    const char *embedding;                                /* [vocabulary][width] */
+    long vocabulary, per;                                 /* 1: embedding and cache are float32; 2: bfloat16 */
     Linear head;
 } Model;
 
@@ -62,8 +62,9 @@ static void start(const Model *model, const Step *step, const Space *s, Team tea
     for (long m = part(step->rows, team, team.number); m < part(step->rows, team, team.number + 1); m++) {
         float *to = s->hidden + m * model->width;
         int known = step->ids[m] >= 0 && step->ids[m] < model->vocabulary;
-        const bf16 *row = model->embedding + (known ? step->ids[m] * model->width : 0);
-        for (long at = 0; at < model->width; at++) to[at] = known ? as_float((uint32_t)row[at] << 16) : NAN;
+        const char *row = model->embedding + (known ? step->ids[m] * model->width * 4 / model->per : 0);
+        for (long at = 0; at < model->width; at++)
+            to[at] = !known ? NAN : model->per == 1 ? ((const float *)row)[at] : as_float((uint32_t)((const bf16 *)row)[at] << 16);
         for (long at = 0; at < half; at++) {
             float angle = (float)step->positions[m] * model->frequencies[at];
             s->cos[m * half + at] = cosf(angle) * model->turn_scaling;
@@ -73,8 +74,8 @@ static void start(const Model *model, const Step *step, const Space *s, Team tea
 }
 
 /* Whoever gets the block next must not find what is no number: a hidden place counts as 0 times its value. */
-static void store(const float *row, bf16 *to, long dim) {
-    const vf most = (vf){0} + as_float(0x7f7f0000);
+static void store(const float *row, char *to, long dim, long per) {
+    const vf most = (vf){0} + as_float(per == 1 ? 0x7f7fffff : 0x7f7f0000);
     for (long at = 0; at < dim; at += 2 * LANES) {
         vf values[2];
         for (int half = 0; half < 2; half++) {
@@ -84,7 +85,8 @@ static void store(const float *row, bf16 *to, long dim) {
             values[half] = either(v < -most, -most, v);
         }
         vi pairs = paired((const float *)values);
-        memcpy(to + at, &pairs, sizeof pairs);
+        if (per == 1) memcpy(to + at * 4, values, sizeof values);
+        else memcpy(to + at * 2, &pairs, sizeof pairs);
     }
 }
 
@@ -113,13 +115,14 @@ static void place(const Model *model, const Layer *layer, const Step *step, cons
         long m = unit / all, head = unit % all, other = head - model->heads;
         float *row = qkv + unit * dim;
         const float *norm = other < 0 ? layer->query_norm : layer->key_norm;
-        bf16 *to = 0;
+        char *to = 0;
+        long place = step->slots[m] * model->kv_heads + other;
         if (other < model->kv_heads) {
             if (norm) normed(row, norm, row, dim, model->epsilon);
             turned(row, s->cos + m * dim / 2, s->sin + m * dim / 2, dim);
-            if (other >= 0) to = layer->keys + (step->slots[m] * model->kv_heads + other) * dim;
-        } else to = layer->values + (step->slots[m] * model->kv_heads + other - model->kv_heads) * dim;
-        if (to) store(row, to, dim);
+            if (other >= 0) to = layer->keys + place * dim * 4 / model->per;
+        } else to = layer->values + (place - model->kv_heads) * dim * 4 / model->per;
+        if (to) store(row, to, dim, model->per);
     }
 }
 

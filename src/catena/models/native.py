@@ -38,17 +38,21 @@ WIDE = 32
 MANY = 64
 """Rows from which on a product is bound by arithmetic: torch does it where a measurement finds it faster."""
 TRIES = 6
-CLEARLY = 1.5
+CLEARLY = {torch.float32: 1.1, torch.bfloat16: 1.5}
+"""So many times the time of torch: what lies between the products is faster here, and rows of bfloat16 all the more."""
 PAGE = 1 << 21
 """Bytes of a large page."""
 CHUNK = 32 * PAGE
 """Bytes that are asked for at a time; what no weight touches is not taken from the machine."""
 LINE = 64
 """Bytes of a cache line."""
-BF16, INT8, INT4 = range(3)
-_INPUTS = {BF16: 2, INT8: 4, INT4: 8}
+BF16, INT8, INT4, FP32 = range(4)
+_INPUTS = {FP32: 1, BF16: 2, INT8: 4, INT4: 8}
 """Inputs that lie side by side in a panel."""
-_BITS = {BF16: 16, INT8: 8, INT4: 4}
+_BITS = {FP32: 32, BF16: 16, INT8: 8, INT4: 4}
+_STORED = {FP32: torch.float32, BF16: torch.bfloat16, INT8: torch.uint8, INT4: torch.uint8}
+FLOATS = {torch.float32: FP32, torch.bfloat16: BF16}
+"""Kinds of weights that are no codes."""
 MOST_GROUP = 512
 """Inputs of int8 that have a scale together."""
 
@@ -81,7 +85,7 @@ class ModelRecord(ctypes.Structure):
         *((name, ctypes.c_long) for name in ("count", "width", "heads", "kv_heads", "dim", "inner")),
         *((name, ctypes.c_float) for name in ("epsilon", "scaling", "turn_scaling")),
         *((name, ctypes.c_void_p) for name in ("norm", "frequencies", "embedding")),
-        ("vocabulary", ctypes.c_long),
+        *((name, ctypes.c_long) for name in ("vocabulary", "per")),
         ("head", Record),
     )
 
@@ -142,7 +146,7 @@ class Panels:
     def __init__(
         self, kind: int, numbers: Tensor, scale: Tensor | None = None, bias: Tensor | None = None, planes: int = 2
     ) -> None:
-        """`numbers` [out, in]: bfloat16, or the codes of int8 or int4; `scale` [out, groups] with whole numbers.
+        """`numbers` [out, in]: float32, bfloat16, or codes of int8 or int4, which have a `scale` [out, groups].
 
         With two `planes` inputs of whole numbers have 16 bits, with one 8.
         """
@@ -157,7 +161,7 @@ class Panels:
         self.record = Record(*pointers, self.outputs, self.inputs, group, kind, planes)
 
     def numbers(self) -> Tensor:
-        """Return the weight as it was given, [out, in]: bfloat16 or int8 codes."""
+        """Return the weight as it was given, [out, in]: float32, bfloat16 or int8 codes."""
         panels = self.weight
         if self.kind == INT8:
             panels = (panels ^ 128).view(torch.int8)
@@ -202,17 +206,17 @@ def takes(outputs: int, inputs: int, group: int = 0) -> bool:
 
 
 @cache
-def wins_at_many() -> bool:
+def wins_at_many(dtype: torch.dtype = torch.bfloat16) -> bool:
     """Whether torch's products are not clearly faster for many rows; measured once in a process (20 ms)."""
-    weight = torch.ones(1024, 1024, dtype=torch.bfloat16)
-    inputs = torch.ones(4 * MANY, 1024, dtype=torch.bfloat16)
-    panels = Panels(BF16, weight)
+    weight = torch.ones(1024, 1024, dtype=dtype)
+    inputs = torch.ones(4 * MANY, 1024, dtype=dtype)
+    panels = Panels(FLOATS[dtype], weight)
     ours = theirs = float("inf")
     with torch.inference_mode():
         for _ in range(TRIES):  # in turn, and the shortest counts
             ours = min(ours, _seconds(lambda: panels.product(inputs)))
             theirs = min(theirs, _seconds(lambda: functional.linear(inputs, weight)))
-    return ours < CLEARLY * theirs
+    return ours < CLEARLY[dtype] * theirs
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -226,13 +230,14 @@ def _laid_out(kind: int, numbers: Tensor) -> Tensor:
     side, (outputs, inputs) = _INPUTS[kind], numbers.shape
     count = -(-outputs // WIDE)
     shape = (count, inputs // side, WIDE, min(side, 4))
-    found = _arena.room(math.prod(shape) * (1 if kind else 2)).view(torch.uint8 if kind else torch.bfloat16).view(shape)
+    stored = _STORED[kind]
+    found = _arena.room(math.prod(shape) * stored.itemsize).view(stored).view(shape)
     for panel in range(count):  # one at a time: a copy of the whole weight would double the memory
         rows = numbers[panel * WIDE : (panel + 1) * WIDE]
         if len(rows) < WIDE:
             rows = torch.cat([rows, rows.new_zeros(WIDE - len(rows), inputs)])
-        if kind == BF16:
-            found[panel] = rows.view(WIDE, -1, 2).transpose(0, 1)
+        if kind in FLOATS.values():
+            found[panel] = rows.view(WIDE, -1, side).transpose(0, 1)
         elif kind == INT8:
             found[panel] = rows.contiguous().view(torch.uint8).view(WIDE, -1, 4).transpose(0, 1) ^ 128
         else:

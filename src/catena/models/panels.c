@@ -5,6 +5,7 @@
  * A panel is 32 outputs of a weight, in the order in which they are read: for each few inputs, all 32 outputs. So a
  * weight is one stream from end to end, and a vector of it meets one broadcast number of each row.
  *
+ *     float32    [n / 32][k][32]                     rows of x as they are
  *     bfloat16   [n / 32][k / 2][32][2]              rows of x rounded to bfloat16
  *     int8       [n / 32][k / 4][32][4], 128 added   rows of x as whole numbers of 16 bits (two planes of 8), or of 8
  *     int4       [n / 32][k / 8][32][4], 8 added     the same; input k + 4 stands in the upper half of k's byte
@@ -34,7 +35,7 @@ typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int8_t vb __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint16_t bf16;
 
-enum { BF16, INT8, INT4 };
+enum { BF16, INT8, INT4, FP32 };
 
 #include "team.c"
 
@@ -60,7 +61,9 @@ INLINE vi paired(const float *from) {
 #endif
 }
 
-INLINE vf dot2(vf sum, vi w, int32_t x) { /* two products of bfloat16 in each lane */
+/* A product of float32 in each lane, or two of bfloat16: `per` numbers are 32 bits. */
+INLINE vf dot(const int per, vf sum, vi w, int32_t x) {
+    if (per == 1) return sum + (vf)w * as_float((uint32_t)x);
 #ifdef __AVX512BF16__
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(x));
 #else
@@ -116,13 +119,18 @@ typedef struct {
 typedef struct {
     int kind, planes, tile; /* rows of a tile but the last */
     long rows, k, group;
-    char *data;    /* bfloat16 [tile][k / 2][rows][2]; whole numbers [tile][k / 4][planes][rows][4] */
+    char *data;    /* float32 [tile][k][rows], bfloat16 [tile][k / 2][rows][2]; whole numbers [tile][k / 4][planes][rows][4] */
     float *scales; /* [tile][k / group][rows] */
     int32_t *sums; /* [tile][k / group][planes][rows] */
 } Rows;
 
+INLINE int of_floats(int kind) { return kind == BF16 || kind == FP32; }
+
+/* Bytes of a number of a row, as a weight of that kind wants it. */
+INLINE long row_bytes(int kind, int planes) { return kind == FP32 ? 4 : kind == BF16 ? 2 : planes; }
+
 INLINE int tile_of(int kind, int planes, long rows) {
-    if (kind != BF16 && planes == 2) return 6;
+    if (!of_floats(kind) && planes == 2) return 6;
     return rows > MOST && rows <= 16 ? 8 : MOST;
 }
 
@@ -136,7 +144,7 @@ INLINE int height(const Rows *x, long tile) {
 static Rows rows_for(const Linear *one, long rows, char **memory) {
     Rows x = {one->kind, one->planes, tile_of(one->kind, one->planes, rows), rows, one->k, one->group, 0, 0, 0};
     long padded = (rows + MOST) / x.tile * x.tile + MOST, groups = one->k / one->group;
-    long bytes = x.kind == BF16 ? 2 : x.planes;
+    long bytes = row_bytes(x.kind, x.planes);
     x.data = *memory;
     x.scales = (float *)(x.data + (padded * x.k * bytes + 63) / 64 * 64);
     x.sums = (int32_t *)(x.scales + (padded * groups + 15) / 16 * 16);
@@ -144,13 +152,17 @@ static Rows rows_for(const Linear *one, long rows, char **memory) {
     return x;
 }
 
-static long rows_bytes(long rows, long k) { return (rows + 2 * MOST) * (k * 2 + k / 8 * 12) + 512; }
+static long rows_bytes(long rows, long k) { return (rows + 2 * MOST) * (k * 4 + k / 8 * 12) + 512; }
 
 INLINE void put_bf16(const float *row, long size, int32_t *to, int high) {
     for (long k = 0; k < size; k += 2 * LANES) {
         vi pairs = paired(row + k);
         for (int at = 0; at < LANES; at++) to[(k / 2 + at) * high] = pairs[at];
     }
+}
+
+INLINE void put_fp32(const float *row, long size, int32_t *to, int high) {
+    for (long k = 0; k < size; k++) memcpy(to + k * high, row + k, 4);
 }
 
 /* Largest size, and not a number where one of them is none. */
@@ -197,8 +209,9 @@ INLINE void put_whole(const float *row, const Rows *x, int32_t *to, float *scale
 static void put(const float *row, const Rows *x, long m) {
     long tile = m / x->tile, groups = x->k / x->group;
     int high = height(x, tile), at = (int)(m % x->tile);
-    int32_t *data = (int32_t *)(x->data + tile * x->tile * x->k * (x->kind == BF16 ? 2 : x->planes)) + at;
-    if (x->kind == BF16) put_bf16(row, x->k, data, high);
+    int32_t *data = (int32_t *)(x->data + tile * x->tile * x->k * row_bytes(x->kind, x->planes)) + at;
+    if (x->kind == FP32) put_fp32(row, x->k, data, high);
+    else if (x->kind == BF16) put_bf16(row, x->k, data, high);
     else put_whole(row, x, data, x->scales + tile * x->tile * groups + at,
                    x->sums + tile * x->tile * groups * x->planes + at, high);
 }
@@ -209,20 +222,22 @@ typedef struct { const char *w; const void *scale; const char *x; const float *s
                  long ahead, k, group; } Piece;
 
 /* `MR` rows with a panel, or a part of one, are added to out[row][32]; what lies `ahead` of the weight is fetched. */
-INLINE void tile_bf16(const int MR, const Piece *p, vf out[][2]) {
+INLINE void tile_of_floats(const int per, const int MR, const Piece *p, vf out[][2]) {
     vf sums[MOST][2];
+#pragma GCC unroll 12
     for (int m = 0; m < MR; m++) sums[m][0] = out[m][0], sums[m][1] = out[m][1];
     const int32_t *w = (const int32_t *)p->w, *x = (const int32_t *)p->x;
-    for (long i = 0; i < p->k / 2; i++, w += WIDE, x += MR) {
+    for (long i = 0; i < p->k / per; i++, w += WIDE, x += MR) {
         vi first = *(const vi *)w, second = *(const vi *)(w + LANES);
         __builtin_prefetch((const char *)w + p->ahead, 0, 2);
 #pragma GCC unroll 12
         for (int m = 0; m < MR; m++) {
             int32_t value = x[m];
-            sums[m][0] = dot2(sums[m][0], first, value);
-            sums[m][1] = dot2(sums[m][1], second, value);
+            sums[m][0] = dot(per, sums[m][0], first, value);
+            sums[m][1] = dot(per, sums[m][1], second, value);
         }
     }
+#pragma GCC unroll 12
     for (int m = 0; m < MR; m++) out[m][0] = sums[m][0], out[m][1] = sums[m][1];
 }
 
@@ -282,11 +297,13 @@ typedef void Kernel(const Piece *, vf[][2]);
     static Kernel *const name[] = {0, name##_1, name##_2, 0, name##_4, 0, name##_6, 0, name##_8, 0, 0, 0, name##_12};
 #define FOUR(name, call) call(name, 1) call(name, 2) call(name, 4) call(name, 6) \
     static Kernel *const name[] = {0, name##_1, name##_2, 0, name##_4, 0, name##_6};
-#define OF_BF16(name, size) SIZE(name, size, tile_bf16(size, p, out))
+#define OF_FP32(name, size) SIZE(name, size, tile_of_floats(1, size, p, out))
+#define OF_BF16(name, size) SIZE(name, size, tile_of_floats(2, size, p, out))
 #define OF_8_1(name, size) SIZE(name, size, tile_whole(0, 1, size, p, out))
 #define OF_8_2(name, size) SIZE(name, size, tile_whole(0, 2, size, p, out))
 #define OF_4_1(name, size) SIZE(name, size, tile_whole(1, 1, size, p, out))
 #define OF_4_2(name, size) SIZE(name, size, tile_whole(1, 2, size, p, out))
+SIX(with_fp32, OF_FP32)
 SIX(with_bf16, OF_BF16)
 SIX(with_8_1, OF_8_1)
 FOUR(with_8_2, OF_8_2)
@@ -313,8 +330,8 @@ INLINE void put_out(const float *found, const float *bias, float *row, long widt
 /* How many inputs of a weight make a part of a panel that the nearest cache holds while tiles go through it. Many tiles
  * of bfloat16 are better off with whole panels: their sums need not be put away in between. */
 static long part_size(const Linear *one, long halves, long tiles) {
-    long size = one->k, unit = one->kind == BF16 ? 32 : one->group;
-    if (tiles == 1 || (tiles > FEW && one->kind == BF16)) return size;
+    long size = one->k, unit = of_floats(one->kind) ? 32 : one->group;
+    if (tiles == 1 || (tiles > FEW && of_floats(one->kind))) return size;
     while (size * halves > PART && size % 2 == 0 && size / 2 % unit == 0) size /= 2;
     return size;
 }
@@ -323,12 +340,12 @@ static long part_size(const Linear *one, long halves, long tiles) {
  * of a panel while it is in the nearest cache, and the first two fetch the next part. */
 static void product(const Linear *one, const Rows *x, float *y, long stride, int add, Team team) {
     long panels = (one->n + WIDE - 1) / WIDE, groups = one->k / one->group, tiles = (x->rows + x->tile - 1) / x->tile;
-    long halves = one->kind == BF16 ? 4 : one->kind == INT8 ? 2 : 1; /* half bytes of a number */
-    long each = one->kind == BF16 ? 2 : x->planes, size = part_size(one, halves, tiles);
+    long halves = one->kind == FP32 ? 8 : one->kind == BF16 ? 4 : one->kind == INT8 ? 2 : 1; /* half bytes of a number */
+    long each = row_bytes(one->kind, x->planes), size = part_size(one, halves, tiles);
     int far = tiles > FEW && !add; /* so much that whoever reads it will not find it in a cache */
     long bytes = WIDE * size * halves / 2, together = size < one->k ? BAND : 1;
     vf out[BAND][MOST][2];
-    Kernel *const *kernels = one->kind == BF16 ? with_bf16
+    Kernel *const *kernels = one->kind == FP32 ? with_fp32 : one->kind == BF16 ? with_bf16
         : one->kind == INT8 ? (one->planes == 1 ? with_8_1 : with_8_2) : (one->planes == 1 ? with_4_1 : with_4_2);
     for (long panel = part(panels, team, team.number); panel < part(panels, team, team.number + 1); panel++) {
         const char *w = (const char *)one->weight + panel * WIDE * one->k * halves / 2;
