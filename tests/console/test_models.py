@@ -67,6 +67,13 @@ def test_every_tab_of_a_model(visit: Visit, store: Store, tab: str, said: str) -
     assert not visitor.errors
 
 
+def test_a_card_is_in_the_language_of_the_page(visit: Visit, store: Store) -> None:
+    visitor = visit("developer", language="zh")
+    visitor.go("/models/small/model@production")
+    visitor.page.wait_for_selector("main >> text=制作过程 >> nth=0")
+    assert "How it was made" not in visitor.text
+
+
 def test_lineage_is_drawn_in_the_colours_of_the_page(visit: Visit, store: Store) -> None:
     visitor = visit("developer", language="zh", dark="dark")
     visitor.go("/models/small/model@1?tab=lineage")

@@ -168,17 +168,21 @@ def card(
     context: typer.Context,
     name: Name,
     file: Annotated[Path | None, typer.Option("--write", metavar="FILE", help="Write it there.")] = None,
+    language: Annotated[str, typer.Option("--language", metavar="en|zh", help="Of the text.")] = "en",
 ) -> None:
     """Print the card of a model or dataset, written from its lineage: data, licences, config, scores, change log."""
     from catena.core.types import Report
-    from catena.hub.repo.card import card as written
+    from catena.hub.repo.card import LANGUAGES, card as written
 
     session = session_of(context)
+    spoken = next((one for one in LANGUAGES if one == language), None)
+    if spoken is None:
+        raise UsageError(f"there are no cards in {language!r}", hint="Say --language en or --language zh.")
     with session.open() as workspace:
         artifact = workspace.store.resolve(name)
         if isinstance(artifact, Report):
             raise UsageError(f"{name!r} is a report", hint="Cards are of models and datasets.")
-        text = written(workspace.store, artifact, name.partition("@")[0])
+        text = written(workspace.store, artifact, name.partition("@")[0], language=spoken)
     if file is not None:
         file.write_text(text, encoding="utf-8")
         session.out.note(f"wrote {file}")
@@ -275,7 +279,7 @@ COMMANDS = (
     ("list", list_, "  catena hub list\n  catena hub list model --tag license:mit --json"),
     ("search", search, "  catena hub search llama int4\n  catena hub search pages --type dataset"),
     ("show", show, "  catena hub show team/helper\n  catena hub show team/helper@production --log"),
-    ("card", card, "  catena hub card team/helper\n  catena hub card team/helper@3 --write README.md"),
+    ("card", card, "  catena hub card team/helper --language zh\n  catena hub card team/helper@3 --write README.md"),
     ("move", move, "  catena hub move helper team/helper\n  catena hub move pages team/pages --type dataset"),
     (
         "pull",

@@ -74,18 +74,19 @@ def size(byte_count: float | None) -> Markup:
     return escape(f"{value:.0f} {_SIZES[unit]}" if unit == 0 or value >= 99.5 else f"{value:.1f} {_SIZES[unit]}")
 
 
-def duration(seconds: float | None) -> Markup:
+def duration(language: Language, seconds: float | None) -> Markup:
     """Return a time span: 480 ms, 12.3 s, 4 min 05 s, 2 h 10 min."""
     if seconds is None:
         return NOTHING
-    if seconds < 1:
-        return escape(f"{1000 * seconds:.0f} ms")
-    if seconds < 60:
-        return escape(f"{seconds:.1f} s")
     minutes, rest = divmod(int(seconds), 60)
+    hours = minutes // 60
+    if seconds < 1:
+        return escape(say(language, "parts.took_ms", {"ms": f"{1000 * seconds:.0f}"}))
+    if seconds < 60:
+        return escape(say(language, "parts.took_s", {"s": f"{seconds:.1f}"}))
     if minutes < 60:
-        return escape(f"{minutes} min {rest:02d} s")
-    return escape(f"{minutes // 60} h {minutes % 60:02d} min")
+        return escape(say(language, "parts.took_min", {"min": minutes, "s": f"{rest:02d}"}))
+    return escape(say(language, "parts.took_h", {"h": hours, "min": f"{minutes % 60:02d}"}))
 
 
 def when(language: Language, at: datetime | None, now: datetime | None = None) -> Markup:

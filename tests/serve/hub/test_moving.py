@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from catena.cli.main import run
 from catena.core.types import DatasetVersion, ModelVersion
 from catena.hub import versions
 from catena.hub.repo.moving import rename
-from catena.hub.repo.repos import Repos
+from catena.hub.repo.records import RepoKind
+from catena.hub.repo.repos import RepoNotFound, Repos
 from catena.hub.store import Store
 from catena.serve.hub.app import build_hub
 from catena.serve.hub.config import HubConfig
@@ -114,6 +116,23 @@ def test_moved_there_and_back_and_made_anew(api: HfApi) -> None:
     assert api.model_info("team/b").id == "team/a"
     api.create_repo("team/b")
     assert api.model_info("team/b").id == "team/b"
+
+
+def test_a_name_that_is_given_up_while_it_is_read_stays_given_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_dataset(store, "team/pages")
+    repos, alone = Repos(store), Repos.alone
+
+    def later(self: Repos, kind: RepoKind, name: str) -> AbstractContextManager[None]:
+        if self is repos:  # it wants to write down what the store has: another renames it first
+            monkeypatch.undo()
+            rename(Repos(store), "dataset", "team/pages", "team/one")
+        return alone(self, kind, name)
+
+    monkeypatch.setattr(Repos, "alone", later)
+    with pytest.raises(RepoNotFound):
+        repos.refs("dataset", "team/pages")
+    assert not repos.exists("dataset", "team/pages")
+    assert repos.refs("dataset", "team/one").branches
 
 
 def test_of_two_who_rename_at_once_one_is_told(store: Store) -> None:

@@ -97,3 +97,6 @@ def test_list_search_show_and_card(store: Store, tokenizer: Any, capsys: pytest.
     facts = front_matter(said(capsys, "hub", "card", "team/pages", *where)["card"])
     assert facts["license"] == "cc0-1.0"
     assert [entry["split"] for entry in facts["configs"][0]["data_files"]] == ["train", "validation"]
+    assert "## 制作过程" in said(capsys, "hub", "card", "team/pages", "--language", "zh", *where)["card"]
+    assert run(["hub", "card", "team/pages", "--language", "fr", *where]) == 2
+    assert "--language zh" in capsys.readouterr().err

@@ -155,12 +155,12 @@ class Side:
     def _numbers(self, answer: Answer) -> Markup:
         say, count = self._view.say, answer.tokens or answer.pieces
         key = "playground.tokens" if answer.tokens else "playground.pieces"
-        told = [say(key, n=f"{count:,}", time=cells.duration(answer.seconds))]
+        told = [say(key, n=f"{count:,}", time=cells.duration(self._view.language, answer.seconds))]
         writing = answer.seconds - (answer.first_s or 0.0)
         if count > 1 and writing > 0:
             told.append(say("playground.rate", n=cells.number((count - 1) / writing, 3)))
         if answer.first_s is not None:
-            told.append(say("playground.first", time=cells.duration(answer.first_s)))
+            told.append(say("playground.first", time=cells.duration(self._view.language, answer.first_s)))
         shown = Markup("{}").format(" · ".join(told))
         if answer.end in ("length", "content_filter", "stopped", "cut"):
             tone: cells.Tone = "warn" if answer.end != "stopped" else "plain"

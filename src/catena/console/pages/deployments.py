@@ -147,8 +147,8 @@ def _figures(view: View, found: Snapshot) -> list[tuple[object, object, object]]
     return [
         (say("deployments.requests"), _rate(asked), say("deployments.refused", n=_rate(refused)) if refused else ""),
         (say("deployments.tokens"), _rate(sum(one.answer_tokens for one in rates)), ""),
-        (say("deployments.first"), _worst(rates, "first_p95_s"), _half(view, rates, "first_p50_s")),
-        (say("deployments.whole"), _worst(rates, "p95_s"), _half(view, rates, "p50_s")),
+        (say("deployments.first"), _worst(view, rates, "first_p95_s"), _half(view, rates, "first_p50_s")),
+        (say("deployments.whole"), _worst(view, rates, "p95_s"), _half(view, rates, "p50_s")),
         (say("deployments.failed"), cells.percent(failed) if asked else cells.NOTHING, ""),
         (say("deployments.waiting"), f"{waiting:,.0f}", say("deployments.running", n=f"{running:,.0f}")),
     ]
@@ -158,13 +158,13 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value else "0"
 
 
-def _worst(rates: list[Rates], name: str) -> Markup:
+def _worst(view: View, rates: list[Rates], name: str) -> Markup:
     known = [value for one in rates if (value := getattr(one, name)) is not None]
-    return cells.duration(max(known)) if known else cells.NOTHING
+    return cells.duration(view.language, max(known)) if known else cells.NOTHING
 
 
 def _half(view: View, rates: list[Rates], name: str) -> str:
-    found = _worst(rates, name)
+    found = _worst(view, rates, name)
     return "" if found == cells.NOTHING else view.say("deployments.half", value=found)
 
 
@@ -194,8 +194,8 @@ def _model_rows(view: View, found: Snapshot) -> list[list[object]]:
                 f"{ready}/{len(replicas)}" if replicas else cells.NOTHING,
                 _rate(rates.requests),
                 _rate(rates.answer_tokens),
-                cells.duration(rates.first_p95_s),
-                cells.duration(rates.p95_s),
+                cells.duration(view.language, rates.first_p95_s),
+                cells.duration(view.language, rates.p95_s),
                 cells.percent(rates.failed) if rates.requests else cells.NOTHING,
                 f"{counts.waiting:,.0f}",
             ]

@@ -179,7 +179,7 @@ def _figures(view: View, found: ModelView) -> None:
 
 
 async def _card(view: View, book: ModelBook, found: ModelView) -> None:
-    text = below_the_title(await parts.read(book.card, found))
+    text = below_the_title(await parts.read(book.card, found, view.language))
     with parts.card():
         ui.markdown(text, extras=["tables", "fenced-code-blocks", "code-friendly"]).classes("c-markdown")
 

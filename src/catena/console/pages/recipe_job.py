@@ -110,7 +110,7 @@ class Watch:
         return cells.stack(bar, ", ".join(filter(None, [str(told.get("label") or ""), more, *loss])))
 
     def _time(self, step: jobs.StepState) -> Markup:
-        return cells.duration(step.seconds) if step.seconds is not None else cells.NOTHING
+        return cells.duration(self.view.language, step.seconds) if step.seconds is not None else cells.NOTHING
 
     async def _stop(self) -> None:
         view = self.view
@@ -126,7 +126,7 @@ class Watch:
 
 def view_left(view: View, seconds: float) -> str:
     """Return how long something takes yet."""
-    return view.say("recipes.left", time=cells.duration(seconds))
+    return view.say("recipes.left", time=cells.duration(view.language, seconds))
 
 
 def _set(shown: ui.html, content: Markup) -> None:

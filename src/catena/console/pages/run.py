@@ -92,7 +92,7 @@ def _figures(view: View, found: RunState) -> Markup:
     items = [
         (view.say("runs.state"), state, at.step if at is not None and found.state != "done" else ""),
         (view.say("runs.steps_done"), steps, ""),
-        (view.say("runs.took"), cells.duration(found.seconds), ""),
+        (view.say("runs.took"), cells.duration(view.language, found.seconds), ""),
         (view.say("runs.started"), cells.when(view.language, found.started), ""),
     ]
     one = Markup('<div class="c-figure"><dt>{}</dt><dd>{}</dd>{}</div>')
@@ -117,7 +117,7 @@ def _progress(view: View, found: RunState, told: dict[str, dict[str, Any]]) -> M
     if said.get("rate"):
         words.append(view.say("runs.rate", rate=cells.number(float(said["rate"]), 3)))
     if said.get("seconds_left") is not None:
-        words.append(view.say("runs.left", time=cells.duration(float(said["seconds_left"]))))
+        words.append(view.say("runs.left", time=cells.duration(view.language, float(said["seconds_left"]))))
     share = min(1.0, done / total) if total else 0.0
     bar = Markup('<div class="c-progress"><i style="width:{:.1f}%"></i></div>').format(100 * share) if total else ""
     title = Markup("<b>{}</b> <span class='c-sub'>{}</span>").format(at.step, said.get("label") or at.stage)
@@ -206,7 +206,7 @@ def _step_rows(view: View, book: Books, found: RunState) -> list[list[object]]:
         named = cells.link(href, step.step) if step.id else step.step
         state = cells.status(view.language, step.state) if step.id else cells.badge(view.say("runs.waiting"))
         name = cells.stack(named, step.stage)
-        rows.append([name, state, _output(view, book, step), cells.duration(step.seconds)])
+        rows.append([name, state, _output(view, book, step), cells.duration(view.language, step.seconds)])
     return rows
 
 

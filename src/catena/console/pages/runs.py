@@ -111,7 +111,7 @@ def _row(view: View, run: RunState, picked: bool) -> list[object]:
         cells.status(view.language, run.state),
         done,
         cells.when(view.language, run.started),
-        cells.duration(run.seconds),
+        cells.duration(view.language, run.seconds),
     ]
 
 
@@ -163,7 +163,7 @@ def _facts(view: View, chosen: list[RunState]) -> list[list[object]]:
         [view.say("runs.run"), *(cells.link(view.href("runs", run.group), run.recipe or run.group) for run in chosen)],
         [view.say("runs.state"), *(cells.status(view.language, run.state) for run in chosen)],
         [view.say("runs.started"), *(cells.when(view.language, run.started) for run in chosen)],
-        [view.say("runs.took"), *(cells.duration(run.seconds) for run in chosen)],
+        [view.say("runs.took"), *(cells.duration(view.language, run.seconds) for run in chosen)],
     ]
 
 

@@ -24,7 +24,7 @@ from catena.flow.report_compression import LOWER, SUITE as COMPRESSION, Made, co
 from catena.govern.changes import Change, change_log
 from catena.hub.drawing import as_svg
 from catena.hub.lineage import trace
-from catena.hub.repo.card import FRONT, card
+from catena.hub.repo.card import FRONT, Language, card
 from catena.hub.schema import artifacts, names as names_table
 from catena.hub.store import Store
 
@@ -192,9 +192,9 @@ class ModelBook:
             known.get(model.base or "", [(model.base or "")[:12]])[-1],
         )
 
-    def card(self, view: ModelView) -> str:
+    def card(self, view: ModelView, language: Language = "en") -> str:
         """Return the model's card in Markdown, without the metadata that only hubs read."""
-        return FRONT.sub("", card(self.store, view.model, view.name), count=1).strip()
+        return FRONT.sub("", card(self.store, view.model, view.name, language=language), count=1).strip()
 
     def lineage(self, view: ModelView) -> str:
         """Return the drawing of what the model was made from and what was made of it, as SVG in the page's colours."""

@@ -2,6 +2,8 @@
 
 front matter   licence, library, tags, base model, datasets, scores (as `model-index`), files of each split
 body           what it is, how it was made (every run, back to the first), data and licences, scores, change log
+
+The body is in English or Chinese (`card_words.yaml`); the metadata is the same.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 import yaml
 
@@ -22,6 +26,16 @@ REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 SIMPLE_LICENSE = re.compile(r"[A-Za-z0-9.+-]+")
 SHOWN_CONFIG = 12
 SHOWN_LOG = 50
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+WORDS = Path(__file__).with_name("card_words.yaml")
+
+
+class Say(Protocol):
+    """Words in one language."""
+
+    def __call__(self, key: str, **values: Any) -> str:
+        """Return a word, with `{name}` replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +58,16 @@ def read_told(store: Store) -> Told:
     return Told(names, reports)
 
 
-def card(store: Store, artifact: Artifact, name: str, told: Told | None = None) -> str:
+def card(store: Store, artifact: Artifact, name: str, told: Told | None = None, *, language: Language = "en") -> str:
     """Return the README of a model or a dataset version under a name."""
+    say = _words(language)
     known = told or read_told(store)
     runs = _history(store, artifact)
     reports = known.reports.get(artifact.digest, ())
     facts = _front(artifact, name, runs, reports, known)
     parts = [f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---\n", f"# {name}\n"]
-    parts += [_what(artifact), _made(runs, known), _data(store, artifact, runs, known), _scores(reports)]
-    parts += [_log(store, name, artifact.kind)]
+    parts += [_what(say, artifact), _made(say, runs, known), _data(say, store, artifact, runs, known)]
+    parts += [_scores(say, reports), _log(say, store, name, artifact.kind)]
     return "\n".join(part for part in parts if part)
 
 
@@ -74,6 +89,16 @@ def license_of(facts: Mapping[str, Any]) -> str | None:
     if isinstance(named, list):
         named = " AND ".join(map(str, named))
     return None if named is None else str(named)
+
+
+@cache
+def _words(language: Language) -> Say:
+    words: Mapping[str, Mapping[str, str]] = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
+
+    def say(key: str, **values: Any) -> str:
+        return words[key][language].format_map(values)
+
+    return say
 
 
 def _history(store: Store, artifact: Artifact) -> list[Run]:
@@ -144,35 +169,39 @@ def _results(reports: Iterable[Report]) -> list[dict[str, Any]]:
     return found
 
 
-def _what(artifact: Artifact) -> str:
+def _what(say: Say, artifact: Artifact) -> str:
     rows: list[tuple[str, Any]] = []
     if isinstance(artifact, ModelVersion):
         rows = [
-            ("Form", artifact.form),
-            ("Architecture", artifact.architecture),
-            ("Parameters", f"{artifact.parameters:,}" if artifact.parameters else ""),
-            ("Number format", artifact.quantization or artifact.dtype),
-            ("Longest sequence", f"{artifact.context:,} tokens" if artifact.context else ""),
-            ("Size", f"{artifact.size / 1e6:,.2f} MB"),
+            (say("form"), artifact.form),
+            (say("architecture"), artifact.architecture),
+            (say("parameters"), f"{artifact.parameters:,}" if artifact.parameters else ""),
+            (say("number_format"), artifact.quantization or artifact.dtype),
+            (say("longest"), say("tokens", n=f"{artifact.context:,}") if artifact.context else ""),
+            (say("size"), f"{artifact.size / 1e6:,.2f} MB"),
         ]
     if isinstance(artifact, DatasetVersion):
-        rows = [("Shape", artifact.shape), ("Rows", f"{artifact.rows:,}"), ("Kept back", f"{artifact.rejects:,}")]
-        rows += [(f"Split {name}", f"{split.rows:,} rows") for name, split in artifact.splits.items()]
-    rows += [("Licence", artifact.license or "not known"), ("Digest", f"`{artifact.digest}`")]
+        rows = [(say("shape"), artifact.shape), (say("rows"), f"{artifact.rows:,}")]
+        rows += [(say("rejects"), f"{artifact.rejects:,}")]
+        rows += [
+            (say("split", name=name), say("split_rows", n=f"{split.rows:,}")) for name, split in artifact.splits.items()
+        ]
+    rows += [(say("licence"), artifact.license or say("not_known")), (say("digest"), f"`{artifact.digest}`")]
     return _table(("", ""), [row for row in rows if row[1]])
 
 
-def _made(runs: Sequence[Run], told: Told) -> str:
+def _made(say: Say, runs: Sequence[Run], told: Told) -> str:
+    lines = [f"## {say('made')}\n"]
     if not runs:
-        return "## How it was made\n\nNot known: it was put into the store as it is.\n"
-    lines = ["## How it was made\n"]
+        return f"{lines[0]}\n{say('made_unknown')}\n"
     for number, run in enumerate(runs, 1):
         inputs = [f"{key} `{told.names.get(digest, digest[:12])}`" for key, digest in run.inputs.items()]
         made = told.names.get(run.output or "", (run.output or "")[:12])
-        lines.append(f"{number}. **{run.stage}** made `{made}`" + (f" from {', '.join(inputs)}" if inputs else ""))
+        key = "made_from" if inputs else "made_by"
+        lines.append(f"{number}. {say(key, stage=run.stage, made=made, inputs=say('between').join(inputs))}")
         config = {key: value for key, value in run.config.items() if _telling(value)}
         shown = ", ".join(f"{key}={_short(value)}" for key, value in list(config.items())[:SHOWN_CONFIG])
-        lines += [f"   ({shown})"] if shown else []
+        lines += [f"   {say('config', config=shown)}"] if shown else []
     return "\n".join(lines) + "\n"
 
 
@@ -185,43 +214,47 @@ def _short(value: Any) -> str:
     return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
 
 
-def _data(store: Store, artifact: Artifact, runs: Sequence[Run], told: Told) -> str:
+def _data(say: Say, store: Store, artifact: Artifact, runs: Sequence[Run], told: Told) -> str:
     digests = dict.fromkeys(digest for run in runs for digest in (*run.inputs.values(), run.output or ""))
     rows = []
     for digest in digests:
         found = store.index.artifact(digest) if digest and digest != artifact.digest else None
         if isinstance(found, DatasetVersion):
-            rows.append((f"`{told.names.get(digest, digest[:12])}`", f"{found.rows:,}", found.license or "not known"))
+            rows.append(
+                (f"`{told.names.get(digest, digest[:12])}`", f"{found.rows:,}", found.license or say("not_known"))
+            )
     if not rows:
         return ""
-    return "## Data and licences\n\n" + _table(("dataset", "rows", "licence"), rows)
+    return f"## {say('data')}\n\n" + _table((say("data_name"), say("data_rows"), say("data_licence")), rows)
 
 
-def _scores(reports: Iterable[Report]) -> str:
+def _scores(say: Say, reports: Iterable[Report]) -> str:
     rows = []
     for report in reports:
         for name, score in report.scores.items():
-            ends = "" if score.low is None or score.high is None else f"{score.low:.4g} to {score.high:.4g}"
+            known = score.low is not None and score.high is not None
+            ends = say("ends", low=f"{score.low:.4g}", high=f"{score.high:.4g}") if known else ""
             rows.append((report.suite, name, f"{score.value:.4g} {score.unit}".rstrip(), ends, score.n or ""))
     if not rows:
         return ""
-    return "## Scores\n\n" + _table(("suite", "score", "value", "95 %", "n"), rows)
+    head = [say(key) for key in ("suite", "score", "value", "interval", "count")]
+    return f"## {say('scores')}\n\n" + _table(head, rows)
 
 
-def _log(store: Store, name: str, kind: str) -> str:
+def _log(say: Say, store: Store, name: str, kind: str) -> str:
     lines = []
     for row in store.index.versions(name=name):
         found = store.index.artifact(row.digest)
         if found is not None and found.kind == kind:
             runs = store.index.find_runs(output=row.digest, status="done")
-            by = f", by {runs[0].stage}" if runs else ""
-            lines.append((row.created, f"version {row.version} (`{row.digest[:12]}`){by}"))
+            facts = {"version": row.version, "digest": row.digest[:12], "stage": runs[0].stage if runs else ""}
+            lines.append((row.created, say("version_by" if runs else "version", **facts)))
     for move in store.index.tag_history(name):
         if not move.tag.startswith("@"):
-            stands = f"tag {move.tag} on `{move.digest[:12]}`" if move.digest else f"tag {move.tag} taken away"
-            lines.append((move.moved, stands))
+            key = "tagged" if move.digest else "untagged"
+            lines.append((move.moved, say(key, tag=move.tag, digest=(move.digest or "")[:12])))
     told = [f"- {at:%Y-%m-%d %H:%M} {what}" for at, what in sorted(lines)][-SHOWN_LOG:]
-    return "## Change log\n\n" + "\n".join(told) + "\n" if told else ""
+    return f"## {say('log')}\n\n" + "\n".join(told) + "\n" if told else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -191,6 +191,8 @@ class Repos:
             if self._stale(kind, name, own.get(f"{HEADS}{branch}"), digest):
                 self._adopt(kind, name, branch, digest)
                 own = self.own(kind, name)
+        if f"{HEADS}{MAIN}" not in own:
+            raise RepoNotFound(f"there is no {kind} {name!r} on this hub any more")
         found = Refs(_below(own, HEADS), self._tags(kind, name, own), _below(own, records.PULLS))
         self._fresh[key] = (self.stamp(), found)
         return found
@@ -287,6 +289,8 @@ class Repos:
             head = self.own(kind, name).get(f"{HEADS}{branch}")
             if not self._stale(kind, name, head, digest):
                 return  # another process was faster
+            if self.native(kind, name).get(branch) != digest:
+                return  # it has another name by now, is gone, or stands on something newer, which the next look takes
             rows = [(row.digest, row.created, f"version {row.version}") for row in self.store.index.versions(name=name)]
             wanted = rows if kind == "model" and head is None else [row for row in rows if row[0] == digest][-1:]
             if head is not None and self.read(kind, name, head).artifact == digest:
