@@ -46,9 +46,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     take = Followed._take
 
-    def counted(self: Followed, block: bytes) -> None:
+    def counted(self: Followed, block: bytes, *read: Any) -> None:
         sizes.append(len(block))
-        take(self, block)
+        take(self, block, *read)
 
     monkeypatch.setattr(Followed, "_take", counted)
     return sizes

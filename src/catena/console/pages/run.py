@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -33,6 +34,10 @@ async def run(view: View) -> None:
     """Show one run, in tabs."""
     book, group = books(view.workspace), view.parameters["id"]
     found: RunState = await parts.read(book.runs.one, group)
+    tab = view.query.get("tab", "")
+    if tab not in TABS:
+        tab = "curves" if any(step.stage.startswith("train.") for step in found.steps) else "steps"
+    reading = await _read_ahead(book, found) if tab == "curves" else None
     over = cells.link(view.href("runs"), view.say("runs.title"))
     with parts.heading(found.recipe or group, cells.code(group), over=over):
         _acts(view, book, found)
@@ -45,12 +50,11 @@ async def run(view: View) -> None:
         progress.set_visibility(bool(progress.content))
 
     await head(found)
-    tab = view.query.get("tab", "")
-    if tab not in TABS:
-        tab = "curves" if any(step.stage.startswith("train.") for step in found.steps) else "steps"
     parts.tabs(view, [(name, view.say(f"runs.tab_{name}")) for name in TABS], tab, "runs", group)
-    drawn = {"curves": _curves, "steps": _steps, "log": _log, "recipe": _recipe}[tab]
-    refresh = await drawn(view, book, found)
+    if reading is not None:
+        refresh = await _curves(view, book, found, reading)
+    else:
+        refresh = await {"steps": _steps, "log": _log, "recipe": _recipe}[tab](view, book, found)
     if found.state != "running":
         return
 
@@ -125,19 +129,32 @@ def _progress(view: View, found: RunState, told: dict[str, dict[str, Any]]) -> M
     return Markup('<div class="c-card" role="status">{}{}</div>').format(line.format(title, " · ".join(words)), bar)
 
 
-async def _curves(view: View, book: Books, found: RunState) -> Refresh:
-    if await parts.read(book.curves.unread, found) > SLOW_BYTES:
+@dataclass(frozen=True)
+class _Reading:
+    """The metrics of a run, which are read while its page is made."""
+
+    slow: bool
+    """Whether there is so much to read that the page does not wait for it."""
+    metrics: asyncio.Future[dict[str, list[str]]]
+
+
+async def _read_ahead(book: Books, found: RunState) -> _Reading:
+    slow = await parts.read(book.curves.unread, found) > SLOW_BYTES
+    return _Reading(slow, asyncio.ensure_future(parts.read(book.curves.metrics, found)))
+
+
+async def _curves(view: View, book: Books, found: RunState, reading: _Reading) -> Refresh:
+    if reading.slow:
         with parts.card() as waiting:
             parts.empty(view.say("runs.reading"))
             ui.echart({}).classes("c-early").props('aria-hidden="true"')  # what draws comes while what is drawn is read
-        reading = asyncio.ensure_future(parts.read(book.curves.metrics, found))
         await ui.context.client.connected()  # the page is there; the curves come to it
-        metrics = await reading
+        metrics = await reading.metrics
         if waiting.is_deleted:  # whoever asked has gone away meanwhile
             return _nothing
         waiting.delete()
     else:
-        metrics = await parts.read(book.curves.metrics, found)
+        metrics = await reading.metrics
     if not metrics:
         with parts.card():
             parts.empty(view.say("runs.no_curves"))

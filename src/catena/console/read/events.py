@@ -2,9 +2,10 @@
 
     runs/<group>/events.jsonl -> blocks of whole lines -> Arrow's JSON reader -> a `Course` for each step and metric
 
-A run of a million metric points is 120 MB of lines. Arrow reads them in C++ on all cores; lines that it refuses (NaN, a
-fact whose value is text) are read by themselves, as is each line of a block in which a kill cut one short. What was
-read is never read again, by this process or (`kept`) by one that comes later.
+A run of a million metric points is 120 MB of lines. Arrow reads them in C++ on all cores, one block ahead of what takes
+its columns apart; lines that it refuses (NaN, a fact whose value is text) are read by themselves, as is each line of a
+block in which a kill cut one short. What was read is never read again, by this process or (`kept`) by one that comes
+later.
 """
 
 from __future__ import annotations
@@ -22,15 +23,13 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import orjson
 import pyarrow as pa
-from pyarrow import json as arrow_json
 
 from catena.console.read import kept
 from catena.console.read.course import Course
 from catena.console.read.kept import Curve, Kept
+from catena.console.read.lines import SCHEMA, Reader, Spans, coded, line_edges
 
 logger = logging.getLogger(__name__)
-BLOCK = 16 << 20
-"""Bytes that are read at once."""
 MOST_NOTES = 200_000
 """Of one run that are kept; of more, the oldest go."""
 KEEP_FROM = 8 << 20
@@ -39,17 +38,6 @@ KEEP_AFTER_S = 1.0
 """So long after it was read it is kept, in seconds: whoever waits for a page does not wait for this too."""
 OPEN_FILES = 32
 """Runs that are kept in memory."""
-SCHEMA = pa.schema(
-    [
-        ("event", pa.string()),
-        ("step", pa.string()),
-        ("name", pa.string()),
-        ("value", pa.float64()),
-        ("at_step", pa.int64()),
-    ]
-)
-ODD = (b'"value": "', b"NaN", b"Infinity")
-"""What stands in lines that Arrow would refuse, and their block with them."""
 PLENTIFUL = ("metric", "progress")
 
 
@@ -81,8 +69,7 @@ class _Read:
     """Device and inode."""
     kept: int = 0
     """Up to where it is on the disk."""
-    odd: bool = False
-    """Whether the last block had lines that Arrow refuses: the next one will have them too."""
+    reader: Reader = field(default_factory=Reader)
 
 
 class Followed:
@@ -116,63 +103,39 @@ class Followed:
             self._read = _Read(file=file)
             if status.st_size >= KEEP_FROM:
                 self._recall(stream)
-        size = BLOCK
-        while self._read.offset < status.st_size:
-            stream.seek(self._read.offset)
-            block = stream.read(size)
-            end = block.rfind(b"\n") + 1
-            if end:
-                self._take(block[:end])
-                self._read.offset += end
-                size = BLOCK
-            elif len(block) < size:  # the last line is being written
-                break
-            else:
-                size *= 2
+        for block, table, odd in self._read.reader.read(stream, self._read.offset, status.st_size):
+            self._take(block, table, odd)
+            self._read.offset += len(block)
         return self._read.offset != before
 
-    def _take(self, block: bytes) -> None:
-        odd: list[tuple[int, int]] = []
-        plain = block
-        if self._read.odd or not self._take_fast(block, odd):
-            plain, odd = _without_odd(block)
-            if not self._take_fast(plain, odd):
-                odd = list(zip(*(edges.tolist() for edges in _lines(block, [])), strict=True))
+    def _take(self, block: bytes, table: pa.Table | None, odd: Spans) -> None:
+        if table is None:
+            odd = list(zip(*(edges.tolist() for edges in line_edges(block, [])), strict=True))
+        else:
+            self._take_table(block, table, odd)
         for first, end in odd:
             self._take_line(block, first, end)
         if odd:
             self._read.notes.sort(key=lambda note: note.first)
-        self._read.odd = bool(odd)
         if len(self._read.notes) > MOST_NOTES:
             over = len(self._read.notes) - MOST_NOTES
             del self._read.notes[:over]
             self._read.forgotten += over
 
-    def _take_fast(self, block: bytes, blank: list[tuple[int, int]]) -> bool:
-        """Take a block, but for its blank lines, by Arrow; False, and nothing is taken, where Arrow refuses it."""
-        try:
-            table = arrow_json.read_json(
-                pa.BufferReader(block),
-                read_options=arrow_json.ReadOptions(block_size=1 << 20),
-                parse_options=arrow_json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore"),
-            )
-        except pa.ArrowInvalid:
-            return False
-        if table.num_rows != block.count(b"\n") - len(blank):
-            return False
+    def _take_table(self, block: bytes, table: pa.Table, blank: Spans) -> None:
+        """Take a block, but for its blank lines."""
         columns = [table[name].combine_chunks() for name in SCHEMA.names]
-        kinds, events = _coded(columns[0])
+        kinds, events = coded(columns[0])
         self._take_metrics(kinds, events, columns)
         plain = np.isin(events, [code for code, name in enumerate(kinds) if name in PLENTIFUL])
-        _, steps = _coded(columns[1])
+        _, steps = coded(columns[1])
         progress = np.flatnonzero(events == kinds.index("progress")) if "progress" in kinds else np.zeros(0, dtype=int)
         last = [int(progress[steps[progress] == code][-1]) for code in np.unique(steps[progress])]
         wanted = sorted([*np.flatnonzero(~plain).tolist(), *last])
         if wanted:
-            firsts, ends = _lines(block, blank)
+            firsts, ends = line_edges(block, blank)
             for row in wanted:
                 self._take_line(block, int(firsts[row]), int(ends[row]))
-        return True
 
     def _take_line(self, block: bytes, first: int, end: int) -> None:
         event = _parsed(block[first:end])
@@ -182,7 +145,7 @@ class Followed:
     def _take_metrics(self, kinds: list[str], events: np.ndarray, columns: list[Any]) -> None:
         if "metric" not in kinds:
             return
-        (steps, step_codes), (names, name_codes) = _coded(columns[1]), _coded(columns[2])
+        (steps, step_codes), (names, name_codes) = coded(columns[1]), coded(columns[2])
         at = columns[4].to_numpy(zero_copy_only=False)  # floats where some are missing
         values = columns[3].to_numpy(zero_copy_only=False)
         there = (events == kinds.index("metric")) & ~(np.isnan(at) if at.dtype.kind == "f" else np.zeros(1, dtype=bool))
@@ -267,20 +230,6 @@ class Followed:
             return {step: note.event for step, note in self._read.progress.items()}
 
 
-def _coded(column: Any) -> tuple[list[str], np.ndarray]:
-    """Return the distinct texts of a column, and for each row which of them it has; nothing is the empty text."""
-    coded = column.fill_null("").dictionary_encode()
-    return coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _lines(block: bytes, without: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each line begins and ends, but for some."""
-    ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")) + 1
-    firsts = np.concatenate([[0], ends[:-1]])
-    wanted = ~np.isin(firsts, [first for first, _ in without])
-    return firsts[wanted], ends[wanted]
-
-
 def _spans(notes: list[Note]) -> np.ndarray:
     return np.array([(note.first, note.end) for note in notes], dtype=np.int64).reshape(-1, 2)
 
@@ -290,23 +239,6 @@ def _noted(stream: BinaryIO, first: int, end: int) -> Note | None:
     stream.seek(first)
     event = _parsed(stream.read(end - first))
     return Note(event, first, end) if event is not None else None
-
-
-def _without_odd(block: bytes) -> tuple[bytes, list[tuple[int, int]]]:
-    """Return a block in which the lines are blank that Arrow would refuse, and where these begin and end."""
-    spans: set[tuple[int, int]] = set()
-    for mark in ODD:
-        found = block.find(mark)
-        while found >= 0:
-            end = block.index(b"\n", found) + 1
-            spans.add((block.rfind(b"\n", 0, found) + 1, end))
-            found = block.find(mark, end)
-    if not spans:
-        return block, []
-    blanked, odd = bytearray(block), sorted(spans)
-    for first, end in odd:
-        blanked[first : end - 1] = b" " * (end - 1 - first)
-    return bytes(blanked), odd
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
