@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from catena.core.language import LANGUAGES
 from catena.core.types import Artifact, Run, Score
-from catena.hub.repo.card import FRONT, LANGUAGES, WORDS, card, front_matter
+from catena.hub.repo.card import FRONT, WORDS, card, front_matter
 from catena.hub.store import Store
 
 from .conftest import PutDocuments, PutModel

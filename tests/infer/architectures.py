@@ -66,9 +66,9 @@ def _gpt_oss() -> Any:
     return t.GptOssForCausalLM(t.GptOssConfig(**HEAD, **mixture))
 
 
-def _mamba() -> Any:
+def _mamba(**other: Any) -> Any:
     shape = {name: SHAPE[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "eos_token_id")}
-    config = t.MambaConfig(**shape, state_size=8, pad_token_id=0, bos_token_id=None, initializer_range=0.3)
+    config = t.MambaConfig(**{**shape, **other}, state_size=8, pad_token_id=0, bos_token_id=None, initializer_range=0.3)
     config.max_position_embeddings = config.num_attention_heads = 128
     return t.MambaForCausalLM(config)
 

@@ -1,23 +1,16 @@
-"""Engines of others: started, watched, spoken to and ended. A scripted one stands in for them."""
+"""Engines of others: spoken to, their manners, and one that runs elsewhere. A scripted one stands in for them."""
 
 from __future__ import annotations
 
-import json
-import os
 import queue
-import signal
 import socket
-import sys
 import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from catena.core.errors import EnvironmentProblem, PortInUse, RemoteError, UsageError
+from catena.core.errors import EnvironmentProblem, RemoteError, UsageError
 from catena.core.generate import (
     GENERATORS,
     Delta,
@@ -28,83 +21,23 @@ from catena.core.generate import (
     SamplingParams,
     StreamingGenerator,
 )
-from catena.infer.backends.remote import RemoteGenerator
-from catena.models import checkpoint
 
-PROMPT = "the quick brown fox"
-FAST = {"health_timeout_s": 20.0, "stop_timeout_s": 5.0, "start_timeout_s": 60.0, "drain_s": 0.2}
-NATIVE = ("vllm", "sglang", "lmdeploy")
-Open = Callable[..., RemoteGenerator]
+from .backends import (
+    NATIVE,
+    PROMPT,
+    Open,
+    counts,
+    deltas_of,
+    folder,
+    ids_of,
+    program,
+    request,
+    start,
+    wait_for,
+    well,
+)
 
-
-@pytest.fixture(scope="module")
-def folder(model_of: Callable[..., Any], tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder: the engines are given its path, and its tokenizer is used here."""
-    target = tmp_path_factory.mktemp("model") / "tiny"
-    checkpoint.save(model_of(), tokenizer, target)
-    return target
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scripted engine as a program."""
-    path = tmp_path_factory.mktemp("engine") / "vllm"
-    source = Path(__file__).with_name("fake_engine.py")
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} -S {source} "$@"\n', encoding="utf-8")
-    path.chmod(0o755)
-    return path
-
-
-@pytest.fixture(scope="module")
-def well(folder: Path, program: Path) -> Iterator[Open]:
-    """Return a function that gives the scripted engine as one of ours, without mischief; many tests share it."""
-    opened: dict[str, RemoteGenerator] = {}
-
-    def give(name: str = "vllm") -> RemoteGenerator:
-        if name not in opened:
-            environment = {"FAKE_PAUSE": "0.01"}
-            opened[name] = GENERATORS.load(name)(folder, **FAST, program=str(program), environment=environment)
-        return opened[name]
-
-    yield give
-    for generator in opened.values():
-        generator.close()
-
-
-@pytest.fixture
-def start(folder: Path, program: Path) -> Iterator[Open]:
-    """Return a function that starts the scripted engine as one of ours."""
-    opened: list[RemoteGenerator] = []
-
-    def make(name: str = "vllm", fake: str = "", pause: float = 0.0, **options: Any) -> RemoteGenerator:
-        environment = {"FAKE": fake, "FAKE_PAUSE": str(pause), **options.pop("environment", {})}
-        asked = {**FAST, "program": str(program), "environment": environment, **options}
-        opened.append(GENERATORS.load(name)(folder, **asked))
-        return opened[-1]
-
-    yield make
-    for generator in opened:
-        generator.close()
-
-
-def deltas_of(generator: RemoteGenerator, request: Request, *, until: int | None = None) -> list[Delta]:
-    """Submit a request and wait for its deltas: all, or the first few."""
-    told: queue.SimpleQueue[Delta] = queue.SimpleQueue()
-    generator.submit(request, told.put)
-    found: list[Delta] = []
-    while (until is None or len(found) < until) and (not found or found[-1].completion is None):
-        found.append(told.get(timeout=60))
-    return found
-
-
-def request(prompt: Any = PROMPT, id: str = "one", **params: Any) -> Request:
-    """Return a request."""
-    return Request(id, prompt, SamplingParams(**{"max_tokens": 6, "ignore_end": True, **params}))
-
-
-def ids_of(generator: RemoteGenerator, text: str = PROMPT) -> list[int]:
-    """Return what the engine is sent for a text."""
-    return generator.codec.tokens(text)
+__all__ = ["folder", "program", "start", "well"]  # fixtures
 
 
 class TestSpeaking:
@@ -206,132 +139,6 @@ class TestSpeaking:
         assert last is not None
         assert last.finish_reason == "error"
         assert "broke off" in str(last.error)
-
-
-class TestProcess:
-    """The child: start, ready, crash, silence, end."""
-
-    def test_a_slow_start_is_waited_for(self, start: Open) -> None:
-        assert start(fake="slow").stats()["alive"] == 1.0
-
-    def test_one_that_is_too_slow_is_ended(self, start: Open) -> None:
-        with pytest.raises(EnvironmentProblem, match=r"not ready after 0\.3 s"):
-            start(fake="slow", start_timeout_s=0.3)
-
-    def test_a_crash_at_the_start_tells_the_last_lines(self, start: Open) -> None:
-        with pytest.raises(EnvironmentProblem) as caught:
-            start(fake="crash-at-start")
-        assert "vLLM ended with exit code 1 before it was ready" in caught.value.message
-        assert "loading weights\ntorch.OutOfMemoryError: CUDA out of memory" in caught.value.message
-
-    def test_a_wanted_port_that_is_taken_is_told_before_anything_starts(self, start: Open) -> None:
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            taken.listen()
-            port = taken.getsockname()[1]
-            with pytest.raises(PortInUse, match=f"port {port} on 127.0.0.1 is in use"):
-                start(port=port)
-
-    def test_where_a_free_port_is_snatched_another_is_tried(self, start: Open, tmp_path: Path) -> None:
-        marker = tmp_path / "once"
-        assert start(environment={"FAKE_ONCE": str(marker)}).stats()["alive"] == 1.0
-        assert marker.exists()
-
-    def test_a_crash_in_the_middle_fails_those_under_way_and_all_that_come(self, start: Open) -> None:
-        generator = start(fake="die", pause=0.01)
-        last = deltas_of(generator, request(max_tokens=30))[-1].completion
-        assert last is not None
-        assert (last.finish_reason, len(last.token_ids)) == ("error", 3)
-        assert "vLLM was ended by SIGABRT" in str(last.error)
-        assert "CUDA error: an illegal memory access" in str(last.error)
-        assert generator.stats()["alive"] == 0.0
-        with pytest.raises(EnvironmentProblem, match="illegal memory access"):
-            generator.submit(request(), print)
-        with pytest.raises(EnvironmentProblem, match="illegal memory access"):
-            list(generator.generate([request()]))
-
-    def test_one_that_is_killed_while_idle_is_seen(self, start: Open) -> None:
-        generator = start()
-        process = generator.place.process
-        assert process is not None
-        os.kill(engine_pid(process._child.pid), signal.SIGKILL)
-        wait_for(lambda: generator.stats()["alive"] == 0.0)
-        with pytest.raises(EnvironmentProblem, match="SIGKILL"):
-            wait_for(lambda: generator.submit(request(id=str(time.monotonic())), lambda delta: None))
-
-    def test_one_that_hangs_is_ended_and_told_of(self, start: Open) -> None:
-        generator = start(fake="deaf", pause=0.5, health_timeout_s=1.0)
-        last = deltas_of(generator, request(max_tokens=60))[-1].completion
-        assert last is not None
-        assert last.finish_reason == "error"
-        assert "does not answer any more (silent for 1 s)" in str(last.error)
-
-    def test_silence_in_the_middle_of_an_answer_is_an_error(self, start: Open) -> None:
-        generator = start(fake="hang", silence_timeout_s=0.5)
-        last = deltas_of(generator, request(max_tokens=30))[-1].completion
-        assert last is not None
-        assert "said nothing for 0.5 s" in str(last.error)
-
-    def test_closing_lets_requests_finish_and_ends_the_process(self, start: Open) -> None:
-        generator = start(pause=0.02, drain_s=30.0)
-        process = generator.place.process
-        assert process is not None
-        told: queue.SimpleQueue[Delta] = queue.SimpleQueue()
-        generator.submit(request(max_tokens=20), told.put)
-        told.get(timeout=30)
-        generator.close()
-        *_, last = [told.get() for _ in range(told.qsize())]
-        assert last.completion is not None
-        assert last.completion.finish_reason == "length"
-        assert not process.alive
-        assert not process.log.exists()
-        with pytest.raises(EnvironmentProblem, match="closed"):
-            generator.submit(request(), print)
-        generator.close()
-
-    def test_closing_cancels_what_takes_too_long(self, start: Open) -> None:
-        generator = start(fake="hang", drain_s=0.1)
-        told: queue.SimpleQueue[Delta] = queue.SimpleQueue()
-        generator.submit(request(max_tokens=20), told.put)
-        told.get(timeout=30)
-        generator.close()
-        *_, last = [told.get() for _ in range(told.qsize())]
-        assert last.completion is not None
-        assert last.completion.finish_reason == "cancelled"
-
-    def test_one_that_will_not_end_is_killed(self, start: Open) -> None:
-        generator = start(fake="stubborn", stop_timeout_s=0.3)
-        process = generator.place.process
-        assert process is not None
-        pid = engine_pid(process._child.pid)
-        generator.close()
-        assert not Path(f"/proc/{pid}").exists()
-
-    def test_the_engine_ends_with_the_guard(self, start: Open) -> None:
-        process = start().place.process
-        assert process is not None
-        pid = engine_pid(process._child.pid)
-        os.kill(process._child.pid, signal.SIGKILL)
-        process._child.wait()
-        wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
-
-    def test_an_engine_that_is_not_here_is_told_with_what_to_do(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("PATH", "/nowhere")
-        with pytest.raises(EnvironmentProblem, match="SGLang is not here") as caught:
-            GENERATORS.load("sglang")(folder)
-        assert "pip install sglang" in caught.value.hint
-
-    def test_the_setting_says_where_an_engine_is(
-        self, folder: Path, program: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("CATENA_BACKENDS_VLLM", str(program))
-        generator = GENERATORS.load("vllm")(folder, **FAST, environment={"FAKE": ""})
-        try:
-            assert f"serve {folder} --host 127.0.0.1" in generator.place.process.told()
-        finally:
-            generator.close()
 
 
 class TestManners:
@@ -442,26 +249,3 @@ class TestUrl:
     def test_without_a_url_it_is_asked_for(self, folder: Path) -> None:
         with pytest.raises(UsageError, match="URL is not known"):
             GENERATORS.load("openai")(folder)
-
-
-def engine_pid(guard: int) -> int:
-    """Return the process that a guard started."""
-    [pid, *_] = Path(f"/proc/{guard}/task/{guard}/children").read_text().split()
-    return int(pid)
-
-
-def counts(generator: RemoteGenerator) -> dict[str, int]:
-    """Ask the scripted engine what it counted."""
-    assert generator.place.process is not None
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(generator.place.process.url + "/counts", timeout=30) as response:
-        found: dict[str, int] = json.loads(response.read())
-    return found
-
-
-def wait_for(holds: Callable[[], Any], seconds: float = 30.0) -> None:
-    """Wait until something holds, or raises."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -1,7 +1,8 @@
-"""Linear layers in the processor's own layout: the same numbers, and never for what must stay exact."""
+"""Linear layers in the processor's own layout: the same numbers, and the rows where a model asks for them."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+compiled = pytest.mark.skipif(native.library() is None and not os.environ.get("CI"), reason="no C compiler here")
+
+
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lay out every layer, whatever its size and whatever was measured."""
@@ -45,13 +49,28 @@ def test_a_blocked_layer_gives_what_the_layer_gave(rows: int, bias: bool) -> Non
     torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.01)
 
 
+@compiled
 def test_float32_is_laid_out_where_torch_is_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "wins_at_many", lambda _: False)
     assert linears.prepare_(build("llama")) == []
     assert linears.prepare_(build("llama").half()) == []
     monkeypatch.setattr(native, "wins_at_many", lambda _: True)
     changed = linears.prepare_(build("llama"))
-    assert changed == [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)], "the others are no whole panels"
+    assert changed == [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)], (
+        "the others have 48 inputs, no whole panel"
+    )
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [linears.BlockedLinear, linears.PanelLinear])
+def test_the_rows_of_a_layer_can_be_had_back(kind: Any, dtype: torch.dtype) -> None:
+    linear = nn.Linear(96, 160, dtype=dtype)
+    if kind is linears.BlockedLinear and dtype == torch.float32:
+        return
+    layer = kind(linear)
+    assert torch.equal(layer.weight, linear.weight)
+    assert layer.weight is layer.weight, "they are made once"
 
 
 def test_bfloat16_is_laid_out(always: None) -> None:

@@ -25,14 +25,25 @@ from .test_parity import Numbers
 pytestmark = pytest.mark.skipif(native.library() is None and not os.environ.get("CI"), reason="no C compiler here")
 WIDE = {**SHAPE, "hidden_size": 96, "intermediate_size": 160, "head_dim": 32, "initializer_range": 0.1}
 WINDOW = 40
+LONE = {"num_attention_heads": 2, "num_key_value_heads": 2}
+"""One head of queries for each of keys."""
 TOKENS = 70
 FAMILIES: dict[str, Any] = {
     "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**WIDE)),
     "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**{**WIDE, "hidden_size": 128})),
     "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**{**WIDE, "head_dim": 64, "tie_word_embeddings": True})),
     "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**WIDE, sliding_window=WINDOW)),
+    "heads of 128": lambda: t.LlamaForCausalLM(t.LlamaConfig(**{**WIDE, **LONE, "head_dim": 128})),
+    "heads of 256": lambda: t.LlamaForCausalLM(t.LlamaConfig(**{**WIDE, **LONE, "head_dim": 256})),
     "phi3": lambda: t.Phi3ForCausalLM(t.Phi3Config(**WIDE, sliding_window=WINDOW)),
 }
+
+
+@pytest.fixture(autouse=True)
+def float32_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let float32 be laid out whatever is faster here."""
+    measured = native.wins_at_many
+    monkeypatch.setattr(native, "wins_at_many", lambda dtype: dtype == torch.float32 or measured(dtype))
 
 
 def build(family: str, scheme: str = "") -> Any:
@@ -125,17 +136,18 @@ def test_a_token_has_the_same_bits_alone_and_in_a_prompt(family: str, scheme: st
     engine.close()
 
 
-def test_answers_are_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["", "float32"])
+def test_answers_are_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     monkeypatch.setattr("catena.infer.runner.wins_at_many", lambda _: True)
     requests = [
         Request(str(at), [2 + (7 * place + at) % 120 for place in range(2 + 11 * at)], SamplingParams(max_tokens=9))
         for at in range(7)
     ]
-    engine, _ = open_native(build("qwen3"))
+    engine, _ = open_native(build("qwen3", scheme))
     together = {done.request_id: done.token_ids for done in engine.generate(requests)}
     assert together == {one.id: next(iter(engine.generate([one]))).token_ids for one in requests}
     engine.close()
-    engine, _ = open_native(build("qwen3"), token_budget=16, prefix_cache=False, speculation="ngram")
+    engine, _ = open_native(build("qwen3", scheme), token_budget=16, prefix_cache=False, speculation="ngram")
     assert together == {done.request_id: done.token_ids for done in engine.generate(requests)}
     engine.close()
 
@@ -180,6 +192,15 @@ def test_other_models_go_the_general_way(change: Any, options: dict[str, Any]) -
     engine = Engine(change(build("llama")), Numbers(), EngineConfig(**options))
     assert engine.runner.native is None
     assert len(list(engine.generate([Request("a", [3, 4, 5], SamplingParams(max_tokens=2))]))) == 1
+    engine.close()
+
+
+def test_keys_of_another_format_are_refused() -> None:
+    engine, _ = open_native(build("llama", "float32"))
+    model, cache = engine.runner.model, engine.runner.cache
+    model.model.embed_tokens.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="keys and values are not"):
+        NativeStep(model, cache)
     engine.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from catena.core.errors import UsageError
 from catena.core.generate import GENERATORS, Message, Request, SamplingParams
-from tests.infer.test_backends import FAST, deltas_of, folder, program, wait_for
+from tests.infer.backends import FAST, deltas_of, folder, program, wait_for
 
 __all__ = ["folder", "program"]  # fixtures
 

@@ -14,6 +14,7 @@ from catena.core.generate import Request, SamplingParams
 from catena.infer.capacity import EngineConfig
 from catena.infer.engine import Engine
 from catena.infer.unpaged import UnpagedRunner
+from catena.models import native
 from tests.infer.architectures import FAMILIES, SHAPE, _mamba
 from tests.infer.test_parity import Numbers, prompts
 
@@ -31,9 +32,13 @@ def lfm2() -> Any:
     return t.Lfm2ForCausalLM(t.Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"], conv_L_cache=3))
 
 
-def jamba() -> Any:
+def jamba(**other: Any) -> Any:
     parts = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
-    return t.JambaForCausalLM(t.JambaConfig(**SHAPE, **parts, num_experts=2, mamba_d_state=8))
+    return t.JambaForCausalLM(t.JambaConfig(**{**SHAPE, **other}, **parts, num_experts=2, mamba_d_state=8))
+
+
+LAID_OUT = {"hidden_size": 64}
+"""So wide that its layers are laid out in panels, whose rows it looks at beside."""
 
 
 KINDS: dict[str, tuple[Callable[[], Any], bool]] = {
@@ -41,9 +46,17 @@ KINDS: dict[str, tuple[Callable[[], Any], bool]] = {
     "falcon-alibi": (alibi, True),
     "lfm2": (lfm2, True),
     "mamba": (_mamba, False),
+    "mamba-wide": (lambda: _mamba(**LAID_OUT, time_step_rank=32), False),
     "jamba": (jamba, False),
+    "jamba-wide": (lambda: jamba(**LAID_OUT, mamba_dt_rank=32), False),
 }
 """Each with whether it goes on with a prompt that was cut."""
+
+
+@pytest.fixture(autouse=True)
+def float32_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let float32 be laid out whatever is faster here."""
+    monkeypatch.setattr(native, "wins_at_many", lambda dtype: True)
 
 
 def built(kind: str) -> Any:

@@ -101,7 +101,7 @@ def test_what_is_no_number_stays_none_and_spoils_its_own_row_only(kind: str, bad
 @pytest.mark.parametrize("kind", ["int8", "int4", "w8a8"])
 @pytest.mark.parametrize("many", [True, False])
 def test_a_prepared_layer_gives_what_it_gave(rows: int, kind: str, many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "wins_at_many", lambda: many)
+    monkeypatch.setattr(native, "wins_at_many", lambda _: many)
     packed = rounded(kind, bias=True)
     inputs = torch.randn(1, rows, INPUTS).to(torch.bfloat16)
     with torch.inference_mode():
@@ -139,8 +139,13 @@ def test_a_compiler_that_fails_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @wanted
 def test_which_is_faster_at_many_rows_is_measured() -> None:
-    for dtype in FLOATS.values():
-        assert native.wins_at_many(dtype) in (True, False)
+    native._wins.clear()
+    told = {dtype: native.wins_at_many(dtype) for dtype in FLOATS.values()}
+    assert native._wins == told
+    for dtype, wins in told.items():
+        native._wins[dtype] = not wins
+        assert native.wins_at_many(dtype) != wins, "measured once"
+    native._wins.clear()
 
 
 @wanted

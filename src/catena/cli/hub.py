@@ -171,8 +171,9 @@ def card(
     language: Annotated[str, typer.Option("--language", metavar="en|zh", help="Of the text.")] = "en",
 ) -> None:
     """Print the card of a model or dataset, written from its lineage: data, licences, config, scores, change log."""
+    from catena.core.language import LANGUAGES
     from catena.core.types import Report
-    from catena.hub.repo.card import LANGUAGES, card as written
+    from catena.hub.repo.card import card as written
 
     session = session_of(context)
     spoken = next((one for one in LANGUAGES if one == language), None)

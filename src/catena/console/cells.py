@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from markupsafe import Markup, escape
 
-from catena.console.language import Language, say
+from catena.console.language import say
+from catena.core.language import Language
 
 Tone = Literal["plain", "good", "warn", "bad", "busy"]
 NOTHING = Markup('<span class="c-nothing">–</span>')

@@ -13,11 +13,12 @@ from nicegui import Client, ui
 
 from catena.console import parts
 from catena.console.guard import VISIT, Visit
-from catena.console.language import LANGUAGES, NAMES, preferred
+from catena.console.language import NAMES, preferred
 from catena.console.login_form import DARK_COOKIE, LANGUAGE_COOKIE
 from catena.console.page import Page, pages
 from catena.console.view import Console, View
 from catena.core.errors import CatenaError
+from catena.core.language import LANGUAGES
 from catena.govern.access import Denied
 
 logger = logging.getLogger(__name__)

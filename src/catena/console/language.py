@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import yaml
 
-Language = Literal["en", "zh"]
-LANGUAGES: tuple[Language, ...] = get_args(Language)
+from catena.core.language import LANGUAGES, Language
+
 NAMES: Mapping[Language, str] = {"en": "English", "zh": "中文"}
 FOLDER = Path(__file__).with_name("words")
 

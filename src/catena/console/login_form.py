@@ -10,8 +10,9 @@ from jinja2 import Environment, FileSystemLoader, Template, select_autoescape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from catena.console.language import LANGUAGES, NAMES, preferred, say
+from catena.console.language import NAMES, preferred, say
 from catena.console.login import TooMany
+from catena.core.language import LANGUAGES
 from catena.govern.access import Denied
 
 FOLDER = Path(__file__).with_name("static")

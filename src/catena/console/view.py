@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from catena.console.language import Language, say
+from catena.console.language import say
 from catena.console.login import LOCAL, Sessions
 from catena.core.errors import UsageError
+from catena.core.language import Language
 from catena.govern.access import Denied
 from catena.govern.roles import Action, Principal
 from catena.serve.running import running

@@ -1,10 +1,11 @@
 """Linear layers as a processor reads them fastest. The engine prepares its model with this once, when it is opened.
 
 Weights of bfloat16 and float32 are laid out in panels (`catena.models.native`), in place of the rows that training
-wants: the same numbers, read in order. float32 is where a measurement finds torch's products no faster; it is added up
-in another order then, which the last digit shows. Where there is no compiler for panels, oneDNN's blocks are taken for
-bfloat16, if a short measurement says that they pay. Layers of int8 and int4 lay themselves out
-(`catena.models.quant_int`), for inputs of bfloat16.
+wants: the same numbers, read in order. float32 is where a measurement finds torch's products not clearly faster; it is
+added up in another order then, which the last digit shows. Where there is no compiler for panels, oneDNN's blocks are
+taken for bfloat16, if a short measurement says that they pay. Layers of int8 and int4 lay themselves out
+(`catena.models.quant_int`), for inputs of bfloat16. A head that shares its numbers with the embeddings has them twice
+from then on.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class LaidOutLinear(nn.Module, ABC):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._rows: Tensor | None = None
         self._number = next(_numbers)
         _layers[self._number] = self
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
@@ -58,6 +60,17 @@ class LaidOutLinear(nn.Module, ABC):
     @abstractmethod
     def product(self, inputs: Tensor) -> Tensor:
         """The product itself."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The rows [out, in], for models that look at them beside (Mamba, Jamba); from then on they are kept too."""
+        if self._rows is None:
+            self._rows = self.rows()
+        return self._rows
+
+    @abstractmethod
+    def rows(self) -> Tensor:
+        """The weight as it was given [out, in]."""
 
     def extra_repr(self) -> str:
         """Say the shape."""
@@ -77,6 +90,11 @@ class BlockedLinear(LaidOutLinear):
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._blocks, self.bias, "none", [], "")
         return outputs
 
+    def rows(self) -> Tensor:
+        """The weight as it was given."""
+        found: Tensor = self._blocks.to_dense()
+        return found
+
 
 class PanelLinear(LaidOutLinear):
     """One in panels, for our own kernels."""
@@ -90,7 +108,11 @@ class PanelLinear(LaidOutLinear):
         """Multiply in C; many rows by torch, where it is faster at that."""
         if inputs.numel() < native.MANY * self.in_features or native.wins_at_many(self.dtype):
             return self.panels.product(inputs)
-        return functional.linear(inputs, self.panels.numbers(), self.bias)
+        return functional.linear(inputs, self.rows(), self.bias)
+
+    def rows(self) -> Tensor:
+        """The weight as it was given."""
+        return self.panels.numbers()
 
 
 _numbers = itertools.count()
@@ -154,13 +176,14 @@ def prepare_(model: nn.Module, *, short: bool = False) -> list[str]:
     if parameter.device.type != "cpu":
         return []
     keep_freed()
-    found = [(name, layer) for name, layer in model.named_modules() if _is_taken(layer)]
+    found = [name for name, layer in model.named_modules() if _is_taken(layer)]
     changed: list[str] = []
-    for name, layer in found:
-        if native.takes(layer.out_features, layer.in_features):
-            model.set_submodule(name, PanelLinear(layer))
-        elif layer.weight.dtype == torch.bfloat16 and layer.weight.numel() >= SMALLEST and blocks_pay():
-            model.set_submodule(name, BlockedLinear(layer))
+    for name in found:  # by name: no old layer is held while the next ones are laid out
+        linear: Any = model.get_submodule(name)
+        if native.takes(linear.out_features, linear.in_features):
+            model.set_submodule(name, PanelLinear(linear))
+        elif linear.weight.dtype == torch.bfloat16 and linear.weight.numel() >= SMALLEST and blocks_pay():
+            model.set_submodule(name, BlockedLinear(linear))
         else:
             continue
         changed.append(name)

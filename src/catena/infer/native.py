@@ -5,7 +5,8 @@ after its logits of a small trial were those of the model's own forward, up to r
 in which an adapter takes part, goes the general way. Both read and write the same pools, so each step is free to
 choose.
 
-A row's numbers do not depend on which rows are beside it: to the last bit, an answer is the same in any batch.
+A row's numbers do not depend on which rows are beside it: to the last bit, an answer is the same in any batch of steps
+that go this way.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ FAMILY = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 LARGEST_DIM = 256
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Largest difference of a trial's logits (root mean square), as a share of their spread: rounding makes a tenth."""
-TRIAL = 37
+TRIAL = 101
 """Tokens of it: more than a block of keys, and no whole number of blocks."""
 MOVING = ("dynamic", "longrope")
 """Kinds of rotary positions whose frequencies depend on how long a sequence is."""
@@ -49,6 +50,8 @@ class NativeStep:
         _check(config)
         self.block_size = cache.block_size
         embedding, self._rotary = _embedding(model), model.model.rotary_emb
+        if any(pool.data.dtype != embedding.dtype for pools in (cache.keys, cache.values) for pool in pools.values()):
+            raise ValueError(f"keys and values are not {embedding.dtype}")
         self._kept: list[Any] = []
         """What C has the addresses of."""
         layers = [self._layer(one, at, config, cache) for at, one in enumerate(model.model.layers)]
@@ -217,6 +220,6 @@ def native_step(model: Any, cache: PagedCache, forward: Any) -> NativeStep | Non
         found, _ = step.run(ids, every, every, array("q", (0, count, 0, blocks.buffer_info()[0])), keep)
     share = ((found - expected).square().mean().sqrt() / expected.std().clamp(min=1e-6)).item()
     if not share < TOLERANCE[pool.dtype]:
-        logger.warning("steps go through the model's own forward: the native step differs by %.3f", share)
+        logger.warning("steps go through the model's own forward: the native step differs by %.2g", share)
         return None
     return step

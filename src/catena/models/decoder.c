@@ -2,7 +2,7 @@
  * part) over a paged cache of bfloat16 or float32: one call, all layers, any number of rows of any sequences.
  *
  * Between the products rows stay float32. Queries, keys, values and the weights of attention are rounded to what the
- * cache holds, as torch does. Attention goes over 32 keys at a time, which are laid out as a panel, and keeps a running softmax.
+ * cache holds, as torch does. Attention goes over 64 keys at a time, which are laid out as panels, and keeps a running softmax.
  */
 #include "panels.c"
 

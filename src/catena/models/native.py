@@ -205,9 +205,19 @@ def takes(outputs: int, inputs: int, group: int = 0) -> bool:
     return fits and outputs > 0 and library() is not None
 
 
-@cache
-def wins_at_many(dtype: torch.dtype = torch.bfloat16) -> bool:
+def wins_at_many(dtype: torch.dtype) -> bool:
     """Whether torch's products are not clearly faster for many rows; measured once in a process (20 ms)."""
+    with _measuring:  # two engines that open at once must not find two answers
+        if dtype not in _wins:
+            _wins[dtype] = _measured(dtype)
+        return _wins[dtype]
+
+
+_measuring = threading.Lock()
+_wins: dict[torch.dtype, bool] = {}
+
+
+def _measured(dtype: torch.dtype) -> bool:
     weight = torch.ones(1024, 1024, dtype=dtype)
     inputs = torch.ones(4 * MANY, 1024, dtype=dtype)
     panels = Panels(FLOATS[dtype], weight)

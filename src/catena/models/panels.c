@@ -63,7 +63,11 @@ INLINE vi paired(const float *from) {
 
 /* A product of float32 in each lane, or two of bfloat16: `per` numbers are 32 bits. */
 INLINE vf dot(const int per, vf sum, vi w, int32_t x) {
+#ifdef __AVX512F__ /* rounded once wherever it stands, whatever the compiler thinks of it */
+    if (per == 1) return (vf)_mm512_fmadd_ps((__m512)w, _mm512_set1_ps(as_float((uint32_t)x)), (__m512)sum);
+#else
     if (per == 1) return sum + (vf)w * as_float((uint32_t)x);
+#endif
 #ifdef __AVX512BF16__
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(x));
 #else

@@ -181,7 +181,7 @@ def _native(layer: PackedLinear, numbers: Tensor, dtype: torch.dtype, group: int
 def _by_panels(panels: native.Panels, inputs: Tensor, layer: PackedLinear) -> Tensor:
     """Multiply in C; many rows with the unpacked weight, where torch is faster at that."""
     few = inputs.numel() < native.MANY * layer.in_features
-    if inputs.dtype == torch.bfloat16 and (few or native.wins_at_many()):
+    if inputs.dtype == torch.bfloat16 and (few or native.wins_at_many(inputs.dtype)):
         return panels.product(inputs)
     return functional.linear(layer.activations(inputs), layer.dense_weight(inputs.dtype))
 

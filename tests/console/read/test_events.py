@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
+from catena.console.read import lines
 from catena.console.read.events import Followed, first_event
 from catena.core.events import Events
 
@@ -34,6 +37,45 @@ def test_what_was_written_is_read_and_what_comes_later_too(tmp_path: Path) -> No
     events.metric("loss", 0.5, 5)
     assert followed.update()
     assert followed.points("base", "loss")[0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_blocks_are_read_one_ahead_and_taken_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "BLOCK", 1000)
+    path = tmp_path / "events.jsonl"
+    events = Events(path, step="s")
+    for step in range(200):
+        events.metric("loss", float("nan") if step % 50 == 7 else step, step)
+        events.metric("words", 1, step)
+        if step % 40 == 3:
+            events.log(f"note {step} " + "long " * step)
+    followed = Followed(path)
+    assert followed.update()
+    steps, values, broken = followed.points("s", "loss")
+    assert steps.tolist() == values.tolist() == [step for step in range(200) if step % 50 != 7]
+    assert broken == [7, 57, 107, 157]
+    assert len(followed.points("s", "words")[0]) == 200
+    assert [note["message"].split()[1] for note in followed.notes()] == ["3", "43", "83", "123", "163"]
+    assert not followed.update()
+
+
+def test_what_fails_under_way_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "BLOCK", 1000)
+    path = tmp_path / "events.jsonl"
+    for step in range(100):
+        Events(path, step="s").metric("loss", step, step)
+    followed, take, left = Followed(path), Followed._take, [3]
+
+    def failing(self: Followed, *block: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise MemoryError
+        take(self, *block)
+
+    monkeypatch.setattr(Followed, "_take", failing)
+    with pytest.raises(MemoryError):
+        followed.update()
+    assert followed.update()
+    assert followed.points("s", "loss")[0].tolist() == list(range(100))
 
 
 def test_a_half_line_waits_for_its_end(tmp_path: Path) -> None:

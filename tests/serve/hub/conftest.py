@@ -73,10 +73,10 @@ def put_model(store: Store, tokenizer: object, name: str = "team/tiny") -> Model
     return model
 
 
-def put_dataset(store: Store, name: str = "team/pages") -> DatasetVersion:
-    """Put six documents in two splits under a name."""
+def put_dataset(store: Store, name: str = "team/pages", count: int = 6) -> DatasetVersion:
+    """Put documents in two splits under a name."""
     with store.new_dataset("document", "CC0-1.0") as writer:
-        for number in range(6):
+        for number in range(count):
             split = "validation" if number == 5 else "train"
             writer.add(Sample(f"page-{number}", {"text": f"page {number} 你好"}, {"number": number}, "s", split=split))
         dataset = writer.commit()

@@ -135,6 +135,37 @@ def test_a_name_that_is_given_up_while_it_is_read_stays_given_up(store: Store, m
     assert repos.refs("dataset", "team/one").branches
 
 
+def test_a_version_that_comes_while_the_first_is_read_is_shown(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_dataset(store, "team/pages")
+    repos, alone = Repos(store), Repos.alone
+
+    def later(self: Repos, kind: RepoKind, name: str) -> AbstractContextManager[None]:
+        monkeypatch.undo()
+        put_dataset(store, "team/pages", 9)
+        return alone(self, kind, name)
+
+    monkeypatch.setattr(Repos, "alone", later)
+    head = repos.commit("dataset", "team/pages")
+    assert head.artifact == store.index.versions(name="team/pages")[-1].digest
+    assert len(store.index.versions(name="team/pages")) == 2
+
+
+def test_refs_that_change_while_they_are_read_are_not_remembered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_dataset(store, "team/pages")
+    repos, tags = Repos(store), Repos._tags
+
+    def later(self: Repos, kind: RepoKind, name: str, own: dict[str, str]) -> dict[str, str]:
+        monkeypatch.undo()
+        found = tags(self, kind, name, own)
+        rename(Repos(store), "dataset", "team/pages", "team/one")
+        return found
+
+    monkeypatch.setattr(Repos, "_tags", later)
+    assert repos.refs("dataset", "team/pages").branches
+    with pytest.raises(RepoNotFound):
+        repos.refs("dataset", "team/pages")
+
+
 def test_of_two_who_rename_at_once_one_is_told(store: Store) -> None:
     put_dataset(store, "team/pages")
     repos, told = Repos(store), []

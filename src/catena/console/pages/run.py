@@ -43,13 +43,14 @@ async def run(view: View) -> None:
         _acts(view, book, found)
     figures, progress = parts.figures([]), parts.html("")
 
-    async def head(now: RunState) -> None:
+    async def head(now: RunState, *, quick: bool = False) -> None:
         figures.content = str(_figures(view, now))
-        told = (await parts.read(book.curves.progress, now)) if now.state == "running" else {}
+        live = now.state == "running" and not quick
+        told = (await parts.read(book.curves.progress, now)) if live else {}
         progress.content = str(_progress(view, now, told))
         progress.set_visibility(bool(progress.content))
 
-    await head(found)
+    await head(found, quick=reading is not None and reading.slow)  # its progress stands in what is read now
     parts.tabs(view, [(name, view.say(f"runs.tab_{name}")) for name in TABS], tab, "runs", group)
     if reading is not None:
         refresh = await _curves(view, book, found, reading)
@@ -140,7 +141,9 @@ class _Reading:
 
 async def _read_ahead(book: Books, found: RunState) -> _Reading:
     slow = await parts.read(book.curves.unread, found) > SLOW_BYTES
-    return _Reading(slow, asyncio.ensure_future(parts.read(book.curves.metrics, found)))
+    metrics = asyncio.ensure_future(parts.read(book.curves.metrics, found))
+    metrics.add_done_callback(lambda done: done.cancelled() or done.exception())  # a page that went away asks no more
+    return _Reading(slow, metrics)
 
 
 async def _curves(view: View, book: Books, found: RunState, reading: _Reading) -> Refresh:

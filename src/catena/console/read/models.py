@@ -19,12 +19,13 @@ from sqlalchemy import select
 
 from catena.console.read.tables import Found, page_of, reading, stamp
 from catena.core.errors import UsageError
+from catena.core.language import Language
 from catena.core.types import ModelVersion, Report, Run, Score
 from catena.flow.report_compression import LOWER, SUITE as COMPRESSION, Made, compressed, measures, quality
 from catena.govern.changes import Change, change_log
 from catena.hub.drawing import as_svg
 from catena.hub.lineage import trace
-from catena.hub.repo.card import FRONT, Language, card
+from catena.hub.repo.card import FRONT, card
 from catena.hub.schema import artifacts, names as names_table
 from catena.hub.store import Store
 

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import yaml
 
+from catena.core.language import Language
 from catena.core.types import Artifact, DatasetVersion, ModelVersion, Report, Run
 from catena.hub.repo.exports import split_word
 from catena.hub.store import Store
@@ -26,8 +27,6 @@ REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 SIMPLE_LICENSE = re.compile(r"[A-Za-z0-9.+-]+")
 SHOWN_CONFIG = 12
 SHOWN_LOG = 50
-Language = Literal["en", "zh"]
-LANGUAGES: tuple[Language, ...] = get_args(Language)
 WORDS = Path(__file__).with_name("card_words.yaml")
 
 

@@ -100,6 +100,10 @@ def checked_name(name: str) -> str:
     return name
 
 
+LOOKS = 20
+"""At a repository that others change meanwhile, before its reader is told."""
+
+
 class Repos:
     """The repositories of a workspace. For threads; each method sees what other processes have written."""
 
@@ -180,22 +184,27 @@ class Repos:
 
     def refs(self, kind: RepoKind, name: str) -> Refs:
         """Return branches and tags, `main` as it stands in the store now. Raises `RepoNotFound`."""
-        key, stamp = (kind, name), self.stamp()
-        known = self._fresh.get(key)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        own, native = self.own(kind, name), self.native(kind, name)
-        if f"{HEADS}{MAIN}" not in own and not native:
-            raise RepoNotFound(f"there is no {kind} {name!r} on this hub", hint="`catena hub list` shows what is.")
-        for branch, digest in native.items():
-            if self._stale(kind, name, own.get(f"{HEADS}{branch}"), digest):
+        key = (kind, name)
+        for _ in range(LOOKS):
+            stamp = self.stamp()  # of before: what changes while this looks is looked at again
+            known = self._fresh.get(key)
+            if known is not None and known[0] == stamp:
+                return known[1]
+            own, native = self.own(kind, name), self.native(kind, name)
+            if f"{HEADS}{MAIN}" not in own and not native:
+                raise RepoNotFound(f"there is no {kind} {name!r} on this hub", hint="`catena hub list` shows what is.")
+            stale = {
+                branch: digest
+                for branch, digest in native.items()
+                if self._stale(kind, name, own.get(f"{HEADS}{branch}"), digest)
+            }
+            if not stale:
+                found = Refs(_below(own, HEADS), self._tags(kind, name, own), _below(own, records.PULLS))
+                self._fresh[key] = (stamp, found)
+                return found
+            for branch, digest in stale.items():
                 self._adopt(kind, name, branch, digest)
-                own = self.own(kind, name)
-        if f"{HEADS}{MAIN}" not in own:
-            raise RepoNotFound(f"there is no {kind} {name!r} on this hub any more")
-        found = Refs(_below(own, HEADS), self._tags(kind, name, own), _below(own, records.PULLS))
-        self._fresh[key] = (self.stamp(), found)
-        return found
+        raise Conflict(f"{name!r} changes faster than it can be read", hint="Ask again.")
 
     def _tags(self, kind: RepoKind, name: str, own: dict[str, str]) -> dict[str, str]:
         tags = _below(own, TAGS)
@@ -290,7 +299,7 @@ class Repos:
             if not self._stale(kind, name, head, digest):
                 return  # another process was faster
             if self.native(kind, name).get(branch) != digest:
-                return  # it has another name by now, is gone, or stands on something newer, which the next look takes
+                return  # it has another name by now, is gone, or stands on something newer
             rows = [(row.digest, row.created, f"version {row.version}") for row in self.store.index.versions(name=name)]
             wanted = rows if kind == "model" and head is None else [row for row in rows if row[0] == digest][-1:]
             if head is not None and self.read(kind, name, head).artifact == digest:
