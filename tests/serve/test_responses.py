@@ -87,9 +87,8 @@ def test_text_has_the_form_of_a_schema(client: openai.OpenAI) -> None:
 
 
 def test_log_probabilities_come_where_they_are_asked_for(client: openai.OpenAI) -> None:
-    answer = client.responses.create(
-        model="tiny", input="hello", include=["message.output_text.logprobs"], top_logprobs=2, max_output_tokens=4
-    )
+    likely: Any = {"top_logprobs": 2, "temperature": 0, "include": ["message.output_text.logprobs"]}
+    answer = client.responses.create(model="tiny", input="hello", max_output_tokens=4, **likely)
     [item] = answer.output
     assert item.type == "message"
     assert item.content[0].type == "output_text"
