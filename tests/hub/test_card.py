@@ -24,13 +24,13 @@ ENGLISH = re.compile(r"[A-Za-z]{3,}")
 @pytest.fixture
 def measured(store: Store, put_documents: PutDocuments, put_model: PutModel) -> Artifact:
     """A model that a run made of pages, measured and in production."""
-    pages, model = put_documents(store, "a page", "another page"), put_model(store, name="team/helper")
+    pages, model = put_documents(store, "a page", "another page"), put_model(store, name="other")
     told: dict[str, Any] = {"group": "g", "step": "base", "recipe": "r", "status": "done", "key": "k" * 64}
     run = Run(id="run1", stage="train.sft", inputs={"data": pages.digest}, output=model.digest, started=WHEN, **told)
-    store.index.put_run(run.model_copy(update={"config": {"learning_rate": 0.001}}))
+    run = run.model_copy(update={"config": {"learning_rate": 0.001}, "ended": WHEN})
+    store.index.finish(run, model, "team/helper", ("production",))
     report = store.put_report(model, "words", {"acc": Score(value=0.5, low=0.25, high=0.75, n=20)})
     store.index.add_artifact(report)
-    store.tag("team/helper@1", "production")
     store.untag("team/helper", "production")
     return model
 
@@ -58,6 +58,11 @@ def test_a_card_in_chinese_has_the_facts_of_the_english_one(store: Store, measur
     }
     digests = {word for fact in re.findall(r"`[^`]*`", told) for word in ENGLISH.findall(fact)}
     assert {*ENGLISH.findall(told)} <= names | digests, "nothing is left in English but names"
+
+
+def test_a_version_stands_before_the_tag_that_came_with_it(store: Store, measured: Artifact) -> None:
+    log = card(store, measured, "team/helper").partition("## Change log")[2]
+    assert re.findall(r"version \d|production on|taken away", log) == ["version 1", "production on", "taken away"]
 
 
 def test_every_word_is_there_in_both_languages() -> None:

@@ -252,7 +252,8 @@ def _log(say: Say, store: Store, name: str, kind: str) -> str:
         if not move.tag.startswith("@"):
             key = "tagged" if move.digest else "untagged"
             lines.append((move.moved, say(key, tag=move.tag, digest=(move.digest or "")[:12])))
-    told = [f"- {at:%Y-%m-%d %H:%M} {what}" for at, what in sorted(lines)][-SHOWN_LOG:]
+    lines.sort(key=lambda line: line[0])  # a version stands before the tag that came with it
+    told = [f"- {at:%Y-%m-%d %H:%M} {what}" for at, what in lines[-SHOWN_LOG:]]
     return f"## {say('log')}\n\n" + "\n".join(told) + "\n" if told else ""
 
 
