@@ -1,4 +1,4 @@
-"""Tasks on a tiny model: scores are those of the arithmetic, answers are kept, comparisons pair questions."""
+"""Tasks on a tiny model: scores are those of the arithmetic, answers are kept."""
 
 from __future__ import annotations
 

@@ -16,19 +16,23 @@ from catena.hub.store import Store
 
 from .conftest import PutDocuments, PutModel
 
-WHEN = datetime(2030, 1, 1, tzinfo=UTC)
+WHEN = datetime(2020, 1, 1, tzinfo=UTC)
 FACT = re.compile(r"`[^`]*`|[0-9][0-9,.:-]*")
 ENGLISH = re.compile(r"[A-Za-z]{3,}")
 
 
 @pytest.fixture
-def measured(store: Store, put_documents: PutDocuments, put_model: PutModel) -> Artifact:
+def measured(
+    store: Store, put_documents: PutDocuments, put_model: PutModel, monkeypatch: pytest.MonkeyPatch
+) -> Artifact:
     """A model that a run made of pages, measured and in production."""
     pages, model = put_documents(store, "a page", "another page"), put_model(store, name="other")
     told: dict[str, Any] = {"group": "g", "step": "base", "recipe": "r", "status": "done", "key": "k" * 64}
     run = Run(id="run1", stage="train.sft", inputs={"data": pages.digest}, output=model.digest, started=WHEN, **told)
     run = run.model_copy(update={"config": {"learning_rate": 0.001}, "ended": WHEN})
-    store.index.finish(run, model, "team/helper", ("production",))
+    with monkeypatch.context() as patch:
+        patch.setattr("catena.hub.index.now", lambda: WHEN)  # at one and the same moment
+        store.index.finish(run, model, "team/helper", ("production",))
     report = store.put_report(model, "words", {"acc": Score(value=0.5, low=0.25, high=0.75, n=20)})
     store.index.add_artifact(report)
     store.untag("team/helper", "production")

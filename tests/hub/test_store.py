@@ -1,4 +1,4 @@
-"""The store as people and runs use it: references, tags, damage, many processes, bad places."""
+"""The store as people and runs use it: references, tags, damage, many processes."""
 
 from __future__ import annotations
 

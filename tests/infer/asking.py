@@ -6,12 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from catena.core.generate import (
-    Completion,
-    Generator as Generates,
-    Request,
-    SamplingParams,
-)
+from catena.core.generate import Completion, Generator as Generates, Request, SamplingParams
 
 
 def prompts(count: int, vocabulary: int, longest: int = 90) -> list[list[int]]:

@@ -13,12 +13,7 @@ from typing import Any
 
 import pytest
 
-from catena.core.generate import (
-    GENERATORS,
-    Delta,
-    Request,
-    SamplingParams,
-)
+from catena.core.generate import GENERATORS, Delta, Request, SamplingParams
 from catena.infer.backends.remote import RemoteGenerator
 from catena.models import checkpoint
 

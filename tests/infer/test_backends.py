@@ -22,20 +22,7 @@ from catena.core.generate import (
     StreamingGenerator,
 )
 
-from .backends import (
-    NATIVE,
-    PROMPT,
-    Open,
-    counts,
-    deltas_of,
-    folder,
-    ids_of,
-    program,
-    request,
-    start,
-    wait_for,
-    well,
-)
+from .backends import NATIVE, PROMPT, Open, counts, deltas_of, folder, ids_of, program, request, start, wait_for, well
 
 __all__ = ["folder", "program", "start", "well"]  # fixtures
 

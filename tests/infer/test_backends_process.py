@@ -12,25 +12,11 @@ from pathlib import Path
 import pytest
 
 from catena.core.errors import EnvironmentProblem, PortInUse
-from catena.core.generate import (
-    GENERATORS,
-    Delta,
-)
+from catena.core.generate import GENERATORS, Delta
 
-from .backends import (
-    FAST,
-    Open,
-    deltas_of,
-    engine_pid,
-    folder,
-    program,
-    request,
-    start,
-    wait_for,
-    well,
-)
+from .backends import FAST, Open, deltas_of, engine_pid, folder, program, request, start, wait_for
 
-__all__ = ["folder", "program", "start", "well"]  # fixtures
+__all__ = ["folder", "program", "start"]  # fixtures
 
 
 class TestProcess:

@@ -11,14 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from catena.core.errors import UsageError
-from catena.core.generate import (
-    GENERATORS,
-    Completion,
-    Message,
-    Request,
-    SamplingParams,
-    StreamingGenerator,
-)
+from catena.core.generate import GENERATORS, Completion, Message, Request, SamplingParams, StreamingGenerator
 from catena.infer.capacity import EngineConfig
 from catena.infer.engine import Engine, open_engine
 from catena.models import checkpoint, quant

@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 
 from catena.core.errors import EnvironmentProblem, UsageError
-from catena.core.generate import (
-    Completion,
-    Delta,
-    Request,
-    SamplingParams,
-)
+from catena.core.generate import Completion, Delta, Request, SamplingParams
 from catena.infer.engine import Engine
 
 from .asking import answers, prompts

@@ -13,6 +13,7 @@ from catena.core.errors import UsageError
 from catena.core.generate import Request, SamplingParams
 from catena.infer.capacity import EngineConfig
 from catena.infer.engine import Engine
+from catena.infer.linears import PanelLinear
 from catena.infer.unpaged import UnpagedRunner
 from catena.models import native
 from tests.infer.architectures import FAMILIES, SHAPE, _mamba
@@ -89,6 +90,9 @@ def test_they_decode_together_and_answer_as_generate_does(kind: str) -> None:
         expected[str(number)] = out[0, len(prompt) :].tolist()
     engine = Engine(model, Numbers(), EngineConfig(block_size=8, token_budget=40))  # the longest prompt has 64
     assert isinstance(engine.runner, UnpagedRunner)
+    laid_out = [layer for layer in model.modules() if isinstance(layer, PanelLinear)]
+    if "wide" in kind:
+        assert {layer.panels is None for layer in laid_out} == {True, False}, "of some it looks at the rows"
     assert (engine.runner.batched, engine.runner.resumes) == (True, KINDS[kind][1])
     rows = counted(engine)
     # Answers of other lengths: the batch changes under way.

@@ -138,14 +138,13 @@ def test_a_compiler_that_fails_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @wanted
-def test_which_is_faster_at_many_rows_is_measured() -> None:
-    native._wins.clear()
+def test_which_is_faster_at_many_rows_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_wins", {})
     told = {dtype: native.wins_at_many(dtype) for dtype in FLOATS.values()}
     assert native._wins == told
     for dtype, wins in told.items():
         native._wins[dtype] = not wins
         assert native.wins_at_many(dtype) != wins, "measured once"
-    native._wins.clear()
 
 
 @wanted

@@ -52,6 +52,8 @@ class LaidOutLinear(nn.Module, ABC):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
+        if self._rows is not None:
+            return functional.linear(inputs, self._rows, self.bias)
         if torch.compiler.is_compiling():  # the compiler cannot look into them
             compiled: Tensor = torch.ops.catena.blocked_linear(inputs, self._number, self.out_features)
             return compiled
@@ -63,14 +65,19 @@ class LaidOutLinear(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """The rows [out, in], for models that look at them beside (Mamba, Jamba); from then on they are kept too."""
+        """The rows [out, in]. A layer whose model looks at them (Mamba, Jamba) has them from then on, and no layout."""
         if self._rows is None:
             self._rows = self.rows()
+            self.give_up()
         return self._rows
 
     @abstractmethod
     def rows(self) -> Tensor:
         """The weight as it was given [out, in]."""
+
+    @abstractmethod
+    def give_up(self) -> None:
+        """Let go of the layout."""
 
     def extra_repr(self) -> str:
         """Say the shape."""
@@ -95,6 +102,10 @@ class BlockedLinear(LaidOutLinear):
         found: Tensor = self._blocks.to_dense()
         return found
 
+    def give_up(self) -> None:
+        """Let go of the layout."""
+        self._blocks = None
+
 
 class PanelLinear(LaidOutLinear):
     """One in panels, for our own kernels."""
@@ -102,17 +113,25 @@ class PanelLinear(LaidOutLinear):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
         self.dtype = linear.weight.dtype
-        self.panels = native.Panels(native.FLOATS[self.dtype], linear.weight.detach(), bias=linear.bias)
+        self.panels: native.Panels | None = native.Panels(
+            native.FLOATS[self.dtype], linear.weight.detach(), bias=linear.bias
+        )
 
     def product(self, inputs: Tensor) -> Tensor:
         """Multiply in C; many rows by torch, where it is faster at that."""
+        assert self.panels is not None
         if inputs.numel() < native.MANY * self.in_features or native.wins_at_many(self.dtype):
             return self.panels.product(inputs)
         return functional.linear(inputs, self.rows(), self.bias)
 
     def rows(self) -> Tensor:
         """The weight as it was given."""
+        assert self.panels is not None
         return self.panels.numbers()
+
+    def give_up(self) -> None:
+        """Let go of the layout."""
+        self.panels = None
 
 
 _numbers = itertools.count()

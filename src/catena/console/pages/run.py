@@ -54,6 +54,8 @@ async def run(view: View) -> None:
     parts.tabs(view, [(name, view.say(f"runs.tab_{name}")) for name in TABS], tab, "runs", group)
     if reading is not None:
         refresh = await _curves(view, book, found, reading)
+        if reading.slow:
+            await head(found)
     else:
         refresh = await {"steps": _steps, "log": _log, "recipe": _recipe}[tab](view, book, found)
     if found.state != "running":

@@ -167,7 +167,8 @@ class Repos:
         if kind == "model":
             return {MAIN: newest.digest}
         history, branches = self.store.index.history(name)
-        return {**{branch: history[head].dataset for branch, head in branches.items()}, MAIN: newest.digest}
+        known = {branch: history[head].dataset for branch, head in branches.items() if head in history}
+        return {**known, MAIN: newest.digest}
 
     def own(self, kind: RepoKind, name: str) -> dict[str, str]:
         """Return the branches, tags and marks that were written here: `heads/main`, `tags/v1` to commit."""
@@ -183,9 +184,12 @@ class Repos:
         return records.PRIVATE in self.own(kind, name)
 
     def refs(self, kind: RepoKind, name: str) -> Refs:
-        """Return branches and tags, `main` as it stands in the store now. Raises `RepoNotFound`."""
+        """Return branches and tags, `main` as it stands in the store now. Raises `RepoNotFound`.
+
+        A branch whose version is gone from the store is left out.
+        """
         key = (kind, name)
-        for _ in range(LOOKS):
+        for left in range(LOOKS, 0, -1):
             stamp = self.stamp()  # of before: what changes while this looks is looked at again
             known = self._fresh.get(key)
             if known is not None and known[0] == stamp:
@@ -193,18 +197,28 @@ class Repos:
             own, native = self.own(kind, name), self.native(kind, name)
             if f"{HEADS}{MAIN}" not in own and not native:
                 raise RepoNotFound(f"there is no {kind} {name!r} on this hub", hint="`catena hub list` shows what is.")
-            stale = {
-                branch: digest
-                for branch, digest in native.items()
-                if self._stale(kind, name, own.get(f"{HEADS}{branch}"), digest)
-            }
-            if not stale:
+            try:
+                if left > 1 and self._adopt_stale(kind, name, own, native):
+                    continue
                 found = Refs(_below(own, HEADS), self._tags(kind, name, own), _below(own, records.PULLS))
+            except RevisionNotFound:  # its commits have another name by now
+                if left > 1:
+                    continue
+                raise
+            if MAIN in found.branches:
                 self._fresh[key] = (stamp, found)
                 return found
-            for branch, digest in stale.items():
-                self._adopt(kind, name, branch, digest)
-        raise Conflict(f"{name!r} changes faster than it can be read", hint="Ask again.")
+        raise RepoNotFound(f"there is no {kind} {name!r} that can be read on this hub", hint="`catena fsck` tells why.")
+
+    def _adopt_stale(self, kind: RepoKind, name: str, own: dict[str, str], native: dict[str, str]) -> bool:
+        """Write down what the store has and refs do not; tells whether anything may have changed."""
+        stale = [
+            (branch, digest)
+            for branch, digest in native.items()
+            if self._stale(kind, name, own.get(f"{HEADS}{branch}"), digest)
+        ]
+        adopted = [self._adopt(kind, name, branch, digest) for branch, digest in stale]
+        return any(adopted)
 
     def _tags(self, kind: RepoKind, name: str, own: dict[str, str]) -> dict[str, str]:
         tags = _below(own, TAGS)
@@ -240,7 +254,7 @@ class Repos:
         word = revision.removeprefix("refs/").removeprefix("heads/").removeprefix("tags/")
         for known in (refs.branches, refs.tags):
             if word in known:
-                return self.read(kind, name, known[word])
+                return self._pointed_at(kind, name, known[word])
         versions = {str(row.version): row.digest for row in self.store.index.versions(name=name)}
         if word in versions and self.native(kind, name):
             return self._commit_of(kind, name, versions[word])
@@ -250,6 +264,14 @@ class Repos:
                 return self._commit_of(kind, name, digests[0])
             return self.read(kind, name, word)
         raise RevisionNotFound(f"{name!r} has no branch, tag or commit {revision[:100]!r}")
+
+    def _pointed_at(self, kind: RepoKind, name: str, id: str) -> RepoCommit:
+        """Return the commit that a ref has just named; raises `RepoNotFound` where it was moved away since."""
+        try:
+            return self.read(kind, name, id)
+        except RevisionNotFound:
+            self.refs(kind, name)
+            raise
 
     def log(self, kind: RepoKind, name: str, revision: str = MAIN) -> list[tuple[str, RepoCommit]]:
         """Return a commit and all before it, the newest first."""
@@ -292,14 +314,17 @@ class Repos:
         artifact = self.store.index.artifact(digest)
         return artifact is not None and card(self.store, artifact, name) != shown.text
 
-    def _adopt(self, kind: RepoKind, name: str, branch: str, digest: str) -> None:
-        """Write down what a branch of the store stands on; of a model's `main` at first every version."""
+    def _adopt(self, kind: RepoKind, name: str, branch: str, digest: str) -> bool:
+        """Write down what a branch of the store stands on; of a model's `main` at first every version.
+
+        Returns False where that is nothing: the version is gone from the store.
+        """
         with self.alone(kind, name):
             head = self.own(kind, name).get(f"{HEADS}{branch}")
             if not self._stale(kind, name, head, digest):
-                return  # another process was faster
+                return True  # another process was faster
             if self.native(kind, name).get(branch) != digest:
-                return  # it has another name by now, is gone, or stands on something newer
+                return True  # it has another name by now, is gone, or stands on something newer
             rows = [(row.digest, row.created, f"version {row.version}") for row in self.store.index.versions(name=name)]
             wanted = rows if kind == "model" and head is None else [row for row in rows if row[0] == digest][-1:]
             if head is not None and self.read(kind, name, head).artifact == digest:
@@ -313,6 +338,7 @@ class Repos:
             with self.writing() as connection:
                 for commit in made:
                     records.write(connection, commit, f"{HEADS}{branch}" if commit is made[-1] else None)
+            return bool(made)
 
     def _drawn(
         self,
