@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from catena.core.errors import EnvironmentProblem, NotFound, UsageError
-from catena.govern import keys as module
+from catena.govern import access as access_module, keys as module
 from catena.govern.access import SNAPSHOT, Access, Denied
 from catena.govern.keys import Keys
 from catena.govern.roles import ACTIONS, GRANTED, ROLES, Principal, checked_actions
@@ -145,14 +146,51 @@ def test_the_watcher_looks_by_itself(keys: Keys, access_of: Open) -> None:
     assert asyncio.run(refused()) == "revoked_api_key"
 
 
-def test_a_key_that_was_used_before_it_was_known_opens_from_the_next_look_on(keys: Keys, access_of: Open) -> None:
+def test_a_key_that_was_made_just_now_opens_at_once(keys: Keys, access_of: Open) -> None:
     access = access_of()
     key, record = keys.create("ada", "user")
-    assert refusal(access, key).http_status == 401
+
+    async def many() -> list[Principal]:
+        return await asyncio.gather(*(access.identify(key) for _ in range(50)))
+
+    assert {one.key for one in asyncio.run(many())} == {record.id}
     assert refusal(access, f"{key[:-2]}AA").http_status == 401
+
+
+def test_keys_that_nobody_made_do_not_ask_the_index_again_and_again(
+    keys: Keys, access_of: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_module, "LOOK_S", 3600.0)
+    access, asked = access_of(), []
+    refresh = access.refresh
+    monkeypatch.setattr(access, "refresh", lambda: asked.append(1) or refresh())
+    strange, _ = keys.create("ada", "user")
+    forged = [f"ctn_{number:012x}_{strange[-43:]}" for number in range(20)]
+    assert all(module.split(key) for key in forged)
+    assert {refusal(access, key).http_status for key in forged} == {401}
+    assert asked == [1]
+    later, record = keys.create("bob", "user")
+    assert refusal(access, later).http_status == 401
     assert access.refresh()
-    assert identify(access, key).key == record.id
-    assert refusal(access, f"{key[:-2]}AA").http_status == 401
+    assert identify(access, later).key == record.id
+
+
+def test_nobody_waits_for_an_index_that_hangs(keys: Keys, access_of: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_module, "LOOK_WAIT_S", 0.05)
+    access, goes_on = access_of(), threading.Event()
+    key, record = keys.create("ada", "user")
+    refresh = access.refresh
+    monkeypatch.setattr(access, "refresh", lambda: goes_on.wait(30) and refresh())
+
+    async def asks() -> str:
+        with pytest.raises(Denied):
+            await access.identify(key)
+        goes_on.set()
+        while access._looking is not None:
+            await asyncio.sleep(0.01)
+        return (await access.identify(key)).key
+
+    assert asyncio.run(asks()) == record.id
 
 
 def test_rotation_gives_a_new_key_and_the_old_one_a_time_of_grace(keys: Keys, access_of: Open) -> None:

@@ -4,7 +4,8 @@
     credential --keyed digest--> known? -> record's state now -> Principal
                               \\-> scrypt, in a thread, few at once -> known from then on
 
-The first use of a key costs one scrypt; every further use one keyed hash and one look-up. Expiry and revocation are
+The first use of a key costs one scrypt; every further use one keyed hash and one look-up. A key that is in no record
+may have been made just now: the index is asked at once, a few times a second at most. Expiry and revocation are
 judged at every use. When the index cannot be asked, the records of the last time go on, also over a restart: the copy
 on disk is signed, and too old a copy opens nothing.
 """
@@ -17,6 +18,7 @@ import json
 import logging
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +42,10 @@ PURPOSE = "access snapshot"
 MOST_KNOWN = 10_000
 MOST_WAITING = 64
 """First uses that may wait for their scrypt; more are told to come back."""
+LOOK_S = 0.25
+"""After one look for a key that was made just now, so long there is none, in seconds: strangers may send anything."""
+LOOK_WAIT_S = 1.0
+"""So long such a key waits for the index, in seconds."""
 
 
 class Denied(UsageError):
@@ -75,6 +81,9 @@ class Access:
         self._wrong: OrderedDict[bytes, None] = OrderedDict()
         self._checking: dict[bytes, asyncio.Future[Any]] = {}
         self._waiting = 0
+        self._refreshing = threading.Lock()
+        self._looking: asyncio.Future[bool] | None = None
+        self._looked_at = 0.0
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="catena-keys")
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -98,6 +107,10 @@ class Access:
 
     def refresh(self) -> bool:
         """Ask the index once; tells whether it answered."""
+        with self._refreshing:  # an older answer must not take the place of a newer one
+            return self._refresh()
+
+    def _refresh(self) -> bool:
         try:
             records = self._load()
         except CatenaError as error:
@@ -188,8 +201,10 @@ class Access:
             return principal
         parts = keys.split(credential)
         record = None if parts is None else self._records.get(parts[0])
+        if parts is not None and record is None and await self._looks():
+            record = self._records.get(parts[0])
         if parts is None or record is None:
-            raise _invalid()  # not remembered: it costs nothing to find out, and the key may have been made just now
+            raise _invalid()  # not remembered: it costs nothing to find out, and the key may be made in a moment
         if not await self._opens(digest, record, parts[1]):
             _remember(self._wrong, digest, None)
             raise _invalid()
@@ -225,6 +240,21 @@ class Access:
             checking = self._checking[digest] = asyncio.ensure_future(self._in_thread(keys.opens, record, secret))
             checking.add_done_callback(lambda _: self._checking.pop(digest, None))
         return bool(await asyncio.shield(checking))
+
+    async def _looks(self) -> bool:
+        """Ask the index for what was made just now, once for all who come meanwhile; tells whether it was asked."""
+        if self._looking is None:
+            if self._problem or time.monotonic() - self._looked_at < LOOK_S:
+                return False
+            self._looking = asyncio.ensure_future(asyncio.to_thread(self.refresh))
+            self._looking.add_done_callback(self._has_looked)
+        done, _ = await asyncio.wait({self._looking}, timeout=LOOK_WAIT_S)
+        return bool(done)
+
+    def _has_looked(self, looking: asyncio.Future[bool]) -> None:
+        self._looking, self._looked_at = None, time.monotonic()
+        if not looking.cancelled() and looking.exception() is not None:
+            logger.error("looking for new keys failed", exc_info=looking.exception())
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         if self._waiting >= MOST_WAITING:
