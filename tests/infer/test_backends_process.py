@@ -13,10 +13,22 @@ import pytest
 
 from catena.core.errors import EnvironmentProblem, PortInUse
 from catena.core.generate import GENERATORS, Delta
+from catena.infer.backends.remote import RemoteGenerator
 
 from .backends import FAST, Open, deltas_of, engine_pid, folder, program, request, start, wait_for
 
 __all__ = ["folder", "program", "start"]  # fixtures
+
+
+def closed_in_the_middle(generator: RemoteGenerator) -> str:
+    """Close an engine that has begun to answer; return how the answer ended."""
+    told: queue.SimpleQueue[Delta] = queue.SimpleQueue()
+    generator.submit(request(max_tokens=20), told.put)
+    told.get(timeout=30)
+    generator.close()
+    *_, last = [told.get() for _ in range(told.qsize())]
+    assert last.completion is not None
+    return last.completion.finish_reason
 
 
 class TestProcess:
@@ -87,13 +99,7 @@ class TestProcess:
         generator = start(pause=0.02, drain_s=30.0)
         process = generator.place.process
         assert process is not None
-        told: queue.SimpleQueue[Delta] = queue.SimpleQueue()
-        generator.submit(request(max_tokens=20), told.put)
-        told.get(timeout=30)
-        generator.close()
-        *_, last = [told.get() for _ in range(told.qsize())]
-        assert last.completion is not None
-        assert last.completion.finish_reason == "length"
+        assert closed_in_the_middle(generator) == "length"
         assert not process.alive
         assert not process.log.exists()
         with pytest.raises(EnvironmentProblem, match="closed"):
@@ -102,13 +108,7 @@ class TestProcess:
 
     def test_closing_cancels_what_takes_too_long(self, start: Open) -> None:
         generator = start(fake="hang", drain_s=0.1)
-        told: queue.SimpleQueue[Delta] = queue.SimpleQueue()
-        generator.submit(request(max_tokens=20), told.put)
-        told.get(timeout=30)
-        generator.close()
-        *_, last = [told.get() for _ in range(told.qsize())]
-        assert last.completion is not None
-        assert last.completion.finish_reason == "cancelled"
+        assert closed_in_the_middle(generator) == "cancelled"
 
     def test_one_that_will_not_end_is_killed(self, start: Open) -> None:
         generator = start(fake="stubborn", stop_timeout_s=0.3)

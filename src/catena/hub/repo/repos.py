@@ -206,7 +206,8 @@ class Repos:
                     continue
                 raise
             if MAIN in found.branches:
-                self._fresh[key] = (stamp, found)
+                if left > 1:  # else nobody asked whether the store has something newer
+                    self._fresh[key] = (stamp, found)
                 return found
         raise RepoNotFound(f"there is no {kind} {name!r} that can be read on this hub", hint="`catena fsck` tells why.")
 
