@@ -19,6 +19,7 @@ import pytest
 
 import catena
 from catena.govern.keys import Keys
+from catena.sdk import Catena
 from tests.console.gateways import gateway_over
 from tests.needs import cannot_be_had
 
@@ -111,6 +112,15 @@ def gateway(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield url
 
 
+@pytest.fixture
+def admin(gateway: str, small: Small) -> Iterator[Catena]:
+    """A client of the gateway that puts every release back in the end, also after a test that failed."""
+    with Catena(gateway, key=small.keys["admin"]) as made:
+        yield made
+        for one in made.releases():
+            made.rollback(one.model, reason="the test is over")
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """Chromium. Where it is missing the tests skip, or fail when CI is set.
@@ -146,6 +156,12 @@ class Visitor:
         again = "new Promise(done => window.socket.once('connect', done))"
         self.page.evaluate(f"{{ window.again = {again}; window.socket.io.engine.close() }}")
         self.page.evaluate("window.again.then(() => true)")
+
+    def press_in_dialog(self, name: str) -> None:
+        """Press a button of the dialog, and wait until the dialog is gone: it fades, and its buttons with it."""
+        dialog = self.page.locator(".c-dialog")
+        dialog.get_by_role("button", name=name).click()
+        dialog.wait_for(state="detached")
 
     @property
     def text(self) -> str:

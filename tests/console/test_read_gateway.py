@@ -82,6 +82,35 @@ def test_all_who_look_make_one_question(
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("moment", ["send", "close"])
+def test_what_is_done_during_a_look_is_seen_by_the_next(
+    start: Start,
+    client: Callable[[str], Callable[[], AsyncCatena]],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    gateway = start({"m": mock()}, candidates={"new": mock("--model", "new")})
+    ask, watch = client(gateway.url), Watch()
+    true = getattr(AsyncCatena, moment)
+
+    async def look() -> None:
+        async def another(self: AsyncCatena, *call: Any) -> Any:
+            told = await true(self, *call)
+            if call and call[0].path != "/admin/releases":
+                return told
+            monkeypatch.setattr(AsyncCatena, moment, true)
+            async with ask() as catena:
+                await catena.start_release("m", "new")
+            watch.stale()
+            return told
+
+        monkeypatch.setattr(AsyncCatena, moment, another)
+        assert (await watch.fresh(ask, least=60)).releases == ()
+        assert [one.candidate for one in (await watch.fresh(ask, least=60)).releases] == ["new"]
+
+    finish(look())
+
+
 def test_two_who_act_at_once(start: Start, client: Callable[[str], Callable[[], AsyncCatena]]) -> None:
     gateway = start({"m": mock()}, candidates={"new": mock("--model", "new")})
     ask = client(gateway.url)

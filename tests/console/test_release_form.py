@@ -4,7 +4,6 @@ who start at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import catena
 from catena.console.read.production import candidates
 from catena.sdk import Catena
-from tests.console.conftest import PHONE, Small, Visit, Visitor
+from tests.console.conftest import PHONE, Visit, Visitor
 
 pytestmark = pytest.mark.xdist_group("console")
 
@@ -34,15 +33,6 @@ def opened(visitor: Visitor, model: str) -> Any:
 
 def start(dialog: Any) -> None:
     dialog.get_by_role("button", name="Start", exact=True).click()
-
-
-@pytest.fixture
-def admin(gateway: str, small: Small) -> Iterator[Catena]:
-    """A client of the gateway that puts every release back in the end."""
-    with Catena(gateway, key=small.keys["admin"]) as made:
-        yield made
-        for one in made.releases():
-            made.rollback(one.model, reason="the test is over")
 
 
 def test_two_who_start_at_once(visit: Visit, admin: Catena) -> None:

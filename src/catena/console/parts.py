@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
+from weakref import WeakSet
 
 from markupsafe import Markup, escape
-from nicegui import ui
+from nicegui import Client, ui
 
 from catena.console.cells import NOTHING, Tone
 from catena.console.charts import Curve, lines
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 ROWS = 50
 """Rows of a table that are shown at once."""
 SEARCH_PAUSE_S = 0.25
+_ASKED: WeakSet[Client] = WeakSet()
+"""Windows with an open dialog."""
 
 
 @dataclass(frozen=True)
@@ -305,10 +308,19 @@ async def confirm(view: View, title: str, text: str, act: str, *, tone: Tone = "
 
 
 async def answer_to(dialog: ui.dialog) -> Any:
-    """Open a dialog, and return what it was submitted with; None where it was closed, or the person went away."""
+    """Open a dialog, and return what it was submitted with; None where it was closed, or the person went away.
+
+    A window has one at a time: a second press that came before the dialog was drawn opens no second one behind it.
+    """
+    client = dialog.client
+    if client in _ASKED:
+        dialog.delete()
+        return None
+    _ASKED.add(client)
     try:
         return await dialog
     finally:
+        _ASKED.discard(client)
         if not dialog.is_deleted:  # it goes with the page of who went away
             dialog.delete()
 

@@ -101,7 +101,7 @@ async def _new(view: View) -> None:
         with ui.element("div").classes("c-acts"):
             parts.button(view.say("parts.cancel"), dialog.close)
             parts.button(view.say("recipes.create"), create, main=True)
-    dialog.open()
+    await parts.answer_to(dialog)
 
 
 @page(name="recipes", path="/recipes/{name}", icon="schema", action="data", menu=False)

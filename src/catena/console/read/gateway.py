@@ -77,6 +77,8 @@ class Watch:
     _asked_releases: float = 0.0
     _has_releases: bool = True
     _visited: bool = False
+    _done: int = 0
+    """How often somebody did something."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def fresh(self, client: Client, *, least: float = EVERY_S, releases: bool = True) -> Snapshot:
@@ -85,10 +87,15 @@ class Watch:
         With `releases` off they are not asked for (whose key may not), and those that are known are not returned.
         """
         async with self._turn:
-            if self._last is None or time.time() - self._last.at >= least:
-                async with client() as catena:
-                    self._last = await self._look(catena, releases)
             last = self._last
+            if last is None or time.time() - last.at >= least:
+                done = self._done
+                async with client() as catena:
+                    last = await self._look(catena, releases)
+                if done == self._done:
+                    self._last = last
+                else:  # this look may have missed what was done meanwhile: it is not kept
+                    self._asked_releases = 0.0
         return last if releases else _without_releases(last)
 
     def visited(self) -> None:
@@ -98,6 +105,7 @@ class Watch:
     def stale(self) -> None:
         """Ask anew next time: somebody did something."""
         self._last, self._asked_releases = None, 0.0
+        self._done += 1
 
     async def _look(self, catena: AsyncCatena, releases: bool) -> Snapshot:
         text, (ready, replicas) = await asyncio.gather(catena.metrics(), _replicas(catena))
