@@ -37,7 +37,7 @@ def test_two_models_answer_side_by_side(visit: Visit, gateway: str) -> None:
     assert visitor.page.title().startswith("Playground")
     ask(visitor, "and again")
     has(visitor, "you said and again", ".c-answer")
-    assert visitor.page.locator(".c-asked").count() == 4
+    visitor.page.wait_for_function("document.querySelectorAll('.c-asked').length === 4")
     assert not visitor.errors
 
 
@@ -49,7 +49,7 @@ def test_an_answer_is_stopped_where_the_person_says_so(visit: Visit, gateway: st
     has(visitor, "stopped", ".c-answeracts")
     said = visitor.page.inner_text(".c-answer")
     assert len(said.split()) < 150
-    assert visitor.page.get_by_role("button", name="Send").is_visible()
+    visitor.page.get_by_role("button", name="Send").wait_for()
 
 
 def test_opinions_go_where_the_next_dataset_is_made(visit: Visit, gateway: str, small: Small) -> None:
@@ -95,7 +95,7 @@ def test_a_stream_that_breaks_off_is_said_and_what_came_or_was_asked_is_kept(vis
         """() => document.querySelector('[aria-label="Your message"]').value.startsWith('please cut')
             || document.querySelector('.c-answeracts')?.innerText.includes('broke off')"""
     )
-    assert visitor.page.get_by_role("button", name="Send").is_visible()
+    visitor.page.get_by_role("button", name="Send").wait_for()
     assert not visitor.errors
 
 

@@ -144,7 +144,7 @@ def test_a_recipe_is_edited_checked_and_started_in_the_browser(visit: Visit, sma
     assert "+# theirs" in visitor.page.inner_text(".c-conflict")
     assert (folder / "mine.yaml").read_text() == GOOD + "# theirs\n"
     # What was typed outlives the page.
-    visitor.page.wait_for_timeout(1200)
+    visitor.page.wait_for_function("Object.values(localStorage).some(text => text.includes('data.fliter'))")
     visitor.page.on("dialog", lambda dialog: dialog.accept())
     visitor.go("/recipes/mine")
     visitor.page.click("text=Restore them")
