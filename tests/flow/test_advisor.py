@@ -13,7 +13,7 @@ import pytest
 import catena as c
 from catena.cli.main import run as run_line
 from catena.core.errors import CatenaError, NotFound, UsageError, WrittenError
-from catena.flow.advisor import machine as machine_module
+from catena.flow.advisor import machine as machine_module, serving as serving_module
 from catena.flow.advisor.machine import gpus_of
 from catena.flow.advisor.need import parse_budget, parse_gpu, parse_seconds
 from catena.flow.advisor.reckon import reckon
@@ -166,6 +166,51 @@ def test_wishes_make_it_smaller_and_the_reason_is_said() -> None:
     assert value(cheap, "cost_month") == 1460
 
 
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        (
+            {"task": "classification", "model": "xlm-roberta-large", "prompt": 4000},
+            "takes 512 tokens, asked for are 4,000",
+        ),
+        ({"model": "phi-4", "prompt": 16_000, "new": 500}, "takes 16,384 tokens, asked for are 16,500"),
+        ({"model": "phi-4", "new": 20_000}, "takes 16,384 tokens, asked for are 20,001"),
+        ({"model": "phi-4", "context": 20_000}, "takes 16,384 tokens, asked for are 20,000"),
+        (
+            {"task": "translation", "model": "t5-large", "prompt": 600, "new": 1100},
+            "asked for are 1,100",
+        ),
+    ],
+)
+def test_lengths_that_a_model_does_not_take_are_no_advice(asked: dict[str, Any], taken: str) -> None:
+    advice = c.advise(gpu="h100:4", train="none", language="en", **asked)
+    assert advice.choice is None
+    assert taken in advice.why
+
+
+def test_what_is_asked_is_kept_in_memory_and_lengths_that_nobody_asked_for_are_cut() -> None:
+    assert value(llama(prompt=30_000, new=1_000), "cache") == pytest.approx(value(llama(context=31_000), "cache"))
+    assert c.advise("classification", gpu="t4", prompt=4000).choice.model.context >= 4000
+    assert c.advise("summarization", gpu="t4", kind="encoder-decoder").choice is not None
+    halves = c.advise("translation", gpu="a100", model="t5-large", train="none", prompt=512, new=512, context=1)
+    assert value(halves, "cache") == pytest.approx(8 * 1024 * 2 * 24 * 1024 * 2 / 1e9)
+
+
+@pytest.mark.parametrize("wishes", [{}, {"users": 100, "speed": 60}, {"price": 2.0, "budget": "9/hour"}])
+def test_leaving_out_copies_that_nobody_would_choose_changes_no_advice(
+    monkeypatch: pytest.MonkeyPatch, wishes: dict[str, Any]
+) -> None:
+    few = c.advise(gpu="l4:7", train="none", **wishes)
+
+    def every(model: OpenModel, machine: Any, need: Any) -> list[tuple[int, int]]:
+        sizes = [one for one in range(1, 8) if not (model.heads % one or (model.key_value_heads or model.heads) % one)]
+        return [(tensor, replicas) for tensor in sizes for replicas in range(1, 7 // tensor + 1)]
+
+    monkeypatch.setattr(serving_module, "_shares", every)
+    best = [one.choice or one.nearest for one in (few, c.advise(gpu="l4:7", train="none", **wishes))]
+    assert best[0].record() == best[1].record()
+
+
 def test_nothing_fits_and_the_nearest_is_named_with_what_would_hold_it(capsys: pytest.CaptureFixture[str]) -> None:
     advice = c.advise(gpu="t4", model="llama-3.1-70b", train="none")
     assert advice.choice is None
@@ -234,6 +279,7 @@ def test_a_model_whose_numbers_contradict_each_other_is_refused(tmp_path: Path) 
         ({"gpu": "a100:0"}, "is no GPU and number", "a100:2"),
         ({}, "either which GPU, or cpu", "--cpu"),
         ({"gpu": "a100", "cpu": True}, "either which GPU, or cpu", "--cpu"),
+        ({"gpu": "a100:99999"}, "is no GPU and number", "at most 65,536"),
         ({"gpu": "a100", "latency": "soon"}, "is no time", "200ms"),
         ({"gpu": "a100", "budget": "100"}, "a budget needs a price", "--price"),
         ({"gpu": "a100", "budget": "much", "price": 1}, "is no budget", "1500/month"),

@@ -11,6 +11,8 @@ from catena.core.config import Config
 from catena.core.errors import UsageError
 
 HOURS_OF_MONTH = 730.0
+MOST_GPUS = 65_536
+"""As many as the planner of trainings takes."""
 
 
 class Need(Config):
@@ -29,7 +31,7 @@ class Need(Config):
     users: int = Field(default=8, ge=1)
     """Requests that are answered at the same time."""
     context: int = Field(default=4096, ge=1)
-    """Tokens of a conversation that are kept in memory for each user."""
+    """Tokens of a conversation that are kept in memory for each user; at least those of what is asked and answered."""
     prompt: int | None = Field(default=None, ge=1)
     """Tokens of what is asked; default: by the task."""
     new: int | None = Field(default=None, ge=1)
@@ -77,8 +79,8 @@ def parse_seconds(text: str) -> float:
 def parse_gpu(text: str) -> tuple[str, int]:
     """Read `a100` or `a100:2`; raises `UsageError`."""
     name, sign, count = text.strip().lower().partition(":")
-    if not name or (sign and not re.fullmatch(r"[1-9]\d{0,4}", count)):
-        raise UsageError(f"{text!r} is no GPU and number", hint="For example: --gpu a100:2")
+    if not name or (sign and not re.fullmatch(r"[1-9]\d{0,4}", count)) or int(count or 1) > MOST_GPUS:
+        raise UsageError(f"{text!r} is no GPU and number", hint=f"For example: --gpu a100:2; at most {MOST_GPUS:,}")
     return name, int(count or 1)
 
 

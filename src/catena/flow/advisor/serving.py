@@ -7,6 +7,7 @@ measures both on a machine.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -56,10 +57,15 @@ class Lengths(NamedTuple):
 
 
 def lengths_of(need: Need, task: TaskKind, model: OpenModel) -> Lengths:
-    """Return the lengths that are reckoned with, within the model's context."""
-    new = 0 if model.kind == "encoder" else min(need.new or task.new or 1, max(1, model.context // 2))
+    """Return the lengths that are reckoned with, within the model's context: what nobody asked for is cut first."""
+    most = model.context
     prompt = need.prompt or task.prompt
-    return Lengths(max(1, min(prompt, model.context - new)), new)
+    if model.kind == "encoder":
+        return Lengths(min(prompt, most), 0)
+    if model.kind == "encoder-decoder":
+        return Lengths(min(prompt, most), min(need.new or task.new or 1, most))
+    new = min(need.new or min(task.new or 1, most // 2), most - 1)
+    return Lengths(min(prompt, most - new), new)
 
 
 @dataclass(frozen=True)
@@ -92,13 +98,27 @@ class Serving:
 
 
 def servings(model: OpenModel, machine: Machine, need: Need, lengths: Lengths) -> Iterator[Serving]:
-    """Yield every way to serve a model there: the exact formats first, then most GPUs, then most replicas."""
+    """Yield ways to serve a model there: the exact formats first, then most GPUs, then most replicas."""
+    plans = sorted(_shares(model, machine, need), key=lambda plan: (-plan[0] * plan[1], plan[0]))
     for form in formats(machine):
-        for used in range(machine.count, 0, -1):
-            for tensor in (size for size in range(1, used + 1) if used % size == 0):
-                key_values = model.key_value_heads or model.heads
-                if model.heads % tensor == 0 and key_values % tensor == 0:
-                    yield _serving(model, machine, need, lengths, (form, tensor, used // tensor))
+        for tensor, replicas in plans:
+            yield _serving(model, machine, need, lengths, (form, tensor, replicas))
+
+
+def _shares(model: OpenModel, machine: Machine, need: Need) -> Iterator[tuple[int, int]]:
+    """Yield GPUs that share a copy, and copies: as many as there are, as can be paid, and one.
+
+    Nothing but the cost grows with the copies, so those between would not be chosen.
+    """
+    amount, unit = parse_budget(need.budget) if need.budget else (0.0, "")
+    hours = {"hour": 1.0, "month": HOURS_OF_MONTH}.get(unit)
+    both = math.gcd(model.heads, model.key_value_heads or model.heads)
+    for tensor in range(1, min(machine.count, both) + 1):
+        if both % tensor:
+            continue
+        most = machine.count // tensor
+        paid = int(amount / (hours * tensor * need.price)) if hours and need.price else most
+        yield from ((tensor, replicas) for replicas in sorted({1, max(1, min(paid, most)), most}))
 
 
 def _serving(
@@ -106,19 +126,20 @@ def _serving(
 ) -> Serving:
     form, tensor, replicas = plan
     users = -(-need.users // replicas)
-    memory = _memory(model, need, form, tensor, users)
+    memory = _memory(model, need, lengths, (form, tensor, users))
     read, step_flops = _step_costs(model, lengths, form, users)
     speed = _speed(model, machine, need, lengths, plan, (users, read, step_flops))
     cost = _cost(machine, need, tensor * replicas, next((one for one in speed if one.name == "tokens"), None))
     numbers = (*memory, *speed, *cost)
-    found = list(_problems(machine, need, {one.name: one.value for one in numbers}))
+    found = [*_too_long(model, need, lengths), *_problems(machine, need, {one.name: one.value for one in numbers})]
     return Serving(
         form, tensor, replicas, numbers, [text for text, _ in found], max((by for _, by in found), default=0)
     )
 
 
-def _memory(model: OpenModel, need: Need, form: Format, tensor: int, users: int) -> list[Number]:
+def _memory(model: OpenModel, need: Need, lengths: Lengths, share: tuple[Format, int, int]) -> list[Number]:
     """Return the GB that one GPU holds."""
+    form, tensor, users = share
     weights = reckon(
         "weights",
         "(matrices * bits / 8 + (parameters - matrices) * rest_bits / 8) / 1e9",
@@ -131,7 +152,7 @@ def _memory(model: OpenModel, need: Need, form: Format, tensor: int, users: int)
     found = [weights]
     cache = 0.0
     if model.kind != "encoder":
-        context = min(need.context, model.context)
+        context = max(min(need.context, model.context), lengths.prompt + lengths.new)
         # Encoder-decoders keep the encoder's keys and values as well, so both halves of `context` are held once.
         held = reckon(
             "cache",
@@ -279,6 +300,16 @@ def _cost(machine: Machine, need: Need, used: int, tokens: Number | None) -> lis
         formula = "cost_hour / (tokens * 3600) * 1e6"
         found.append(reckon("cost_million_tokens", formula, "", cost_hour=hour.value, tokens=tokens.value))
     return found
+
+
+def _too_long(model: OpenModel, need: Need, lengths: Lengths) -> Iterator[tuple[str, float]]:
+    """Yield lengths that somebody asked for and the model does not take."""
+    asked = [need.context] if "context" in need.model_fields_set and model.kind != "encoder" else []
+    if (need.prompt or 0) > lengths.prompt or (need.new or 0) > lengths.new > 0:
+        sides = (need.prompt or lengths.prompt, need.new or lengths.new)
+        asked.append(max(sides) if model.kind == "encoder-decoder" else sum(sides) if lengths.new else sides[0])
+    if max(asked, default=0) > model.context:
+        yield f"takes {model.context:,} tokens, asked for are {max(asked):,}", max(asked) / model.context
 
 
 def _problems(machine: Machine, need: Need, values: dict[str, float]) -> Iterator[tuple[str, float]]:
