@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import catena
@@ -10,7 +12,7 @@ from catena.console.read.audit import search
 from catena.core.sample import Sample
 from catena.core.types import DatasetVersion
 from catena.govern.audit.reading import Query
-from catena.hub.corrections import Correction, correct
+from catena.hub.corrections import Corrected, Correction, correct
 from catena.hub.store import Store
 from catena.workspace import Workspace
 from tests.console.conftest import Small, Visit
@@ -96,6 +98,26 @@ def test_a_line_cut_short_by_a_kill_is_passed_over(workspace: Workspace) -> None
     with read._file(workspace.store, "judged", "ana").open("ab") as stream:
         stream.write(b'{"id": "r1", "val')
     assert set(read.kept(workspace.store, "judged", "ana")) == {"r0"}
+    say(workspace, "ana", "r2", "bad")
+    assert set(read.kept(workspace.store, "judged", "ana")) == {"r0", "r2"}, "the next line is one of its own"
+
+
+def test_what_is_said_while_labels_are_committed_is_kept(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    for id in ("r0", "r1", "r2"):
+        say(workspace, "ana", id, "first")
+
+    def slow(*asked: Any, **named: Any) -> Corrected:
+        done = correct(*asked, **named)
+        read.keep(workspace.store, "judged", "ana", read.Label("r0", "bad", "second"), "r0")
+        read.keep(workspace.store, "judged", "ana", None, "r1")
+        return done
+
+    monkeypatch.setattr(read, "correct", slow)
+    assert read.commit(workspace, "judged", "ana", "").changed == 3
+    monkeypatch.undo()
+    assert read.kept(workspace.store, "judged", "ana") == {"r0": read.Label("r0", "first", "second")}
+    assert read.commit(workspace, "judged", "ana", "").changed == 1
+    assert outputs(workspace)["r0"] == "second"
 
 
 def test_samples_are_labelled_with_the_keyboard(visit: Visit, small: Small) -> None:

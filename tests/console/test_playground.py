@@ -52,6 +52,16 @@ def test_an_answer_is_stopped_where_the_person_says_so(visit: Visit, gateway: st
     visitor.page.get_by_role("button", name="Send").wait_for()
 
 
+def test_an_answer_is_no_part_of_the_conversation_that_was_begun_meanwhile(visit: Visit, gateway: str) -> None:
+    visitor = opened(visit, path="/playground?model=slow")
+    ask(visitor, "count")
+    has(visitor, "one two", ".c-answer")
+    visitor.page.get_by_role("button", name="New conversation").click()
+    visitor.page.get_by_role("button", name="Send").wait_for()
+    assert visitor.page.locator(".c-asked, .c-answer, .c-answeracts").count() == 0
+    assert not visitor.errors
+
+
 def test_opinions_go_where_the_next_dataset_is_made(visit: Visit, gateway: str, small: Small) -> None:
     visitor = opened(visit)
     visitor.page.get_by_text("Settings").click()

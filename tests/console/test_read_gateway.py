@@ -13,7 +13,7 @@ from catena.console.read import gateway as read
 from catena.console.read.gateway import Watch, end_release, watch_of
 from catena.core.errors import RemoteError
 from catena.hub.store import Store
-from catena.sdk import AsyncCatena, Release
+from catena.sdk import AsyncCatena, Release, Unreachable
 from catena.serve.app import build_app
 from catena.serve.running import FOLDER, Running as Note, announced, running
 from catena.serve.server import background
@@ -109,6 +109,69 @@ def test_what_is_done_during_a_look_is_seen_by_the_next(
         assert [one.candidate for one in (await watch.fresh(ask, least=60)).releases] == ["new"]
 
     finish(look())
+
+
+def test_that_nobody_answers_is_told_to_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Mute:
+        async def __aenter__(self) -> Mute:
+            asked.append(self)
+            return self
+
+        async def __aexit__(self, *error: object) -> None: ...
+
+        async def metrics(self) -> str:
+            await asyncio.sleep(60)
+            return ""
+
+        async def ready(self) -> None:
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(read, "ANSWER_S", 0.1)
+
+    async def look() -> None:
+        watch = Watch()
+        told = await asyncio.gather(*(watch.fresh(Mute, least=60) for _ in range(20)), return_exceptions=True)  # type: ignore[arg-type]
+        assert {type(one) for one in told} == {Unreachable}
+        assert len(asked) == 1
+        with pytest.raises(Unreachable, match="has not answered"):
+            await watch.fresh(Mute, least=0)  # type: ignore[arg-type]
+        assert len(asked) == 2
+
+    finish(look())
+
+
+def test_a_look_is_as_old_as_its_beginning(
+    start: Start, client: Callable[[str], Callable[[], AsyncCatena]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = start({"m": mock()})
+    true = AsyncCatena.metrics
+
+    async def slow(self: AsyncCatena) -> str:
+        await asyncio.sleep(0.3)
+        return await true(self)
+
+    monkeypatch.setattr(AsyncCatena, "metrics", slow)
+
+    async def look() -> None:
+        watch = Watch()
+        first = await watch.fresh(client(gateway.url))
+        assert await watch.fresh(client(gateway.url), least=0.25) is not first
+
+    finish(look())
+
+
+def test_a_gateway_that_comes_where_a_plain_server_was(
+    start: Start, client: Callable[[str], Callable[[], AsyncCatena]]
+) -> None:
+    watch = Watch()
+    with background(build_app({})) as url:
+        assert not finish(watch.fresh(client(url))).may_release
+    gateway = start({"m": mock()}, candidates={"new": mock("--model", "new")})
+    watch._turn = asyncio.Lock()  # of the loop that the first look had
+    watch.visited()
+    assert finish(watch.fresh(client(gateway.url), least=0)).offer.candidates == ("new",)
 
 
 def test_two_who_act_at_once(start: Start, client: Callable[[str], Callable[[], AsyncCatena]]) -> None:

@@ -18,6 +18,7 @@ from starlette.websockets import WebSocketClose
 
 from catena.console.login_form import form
 from catena.console.view import Console
+from catena.core.errors import EnvironmentProblem
 from catena.govern.access import Denied
 from catena.serve.hosts import OWN, host_name
 
@@ -59,7 +60,10 @@ class Guard:
         if inside is None:
             await self._refuse(404, "the console is below " + self._console.prefix)(scope, receive, send)
             return
-        answer = await self._answer(inside, receive)
+        try:
+            answer = await self._answer(inside, receive)
+        except EnvironmentProblem as error:  # the keys cannot be read at the moment
+            answer = self._refuse(503, f"{error.message}. {error.hint}".strip())
         if answer is not None:
             await (answer if scope["type"] == "http" else WebSocketClose(4403))(inside, receive, send)
             return

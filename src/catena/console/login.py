@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from catena.core.errors import DataError
+from catena.core.errors import DataError, EnvironmentProblem
 from catena.core.registry import require
 from catena.govern.access import Access, Denied
 from catena.govern.crypto import NONCE_BYTES, aes
@@ -79,12 +79,14 @@ class Sessions:
             wrong.popleft()
         if len(wrong) >= MOST_WRONG:
             raise TooMany
+        began = time.monotonic()
+        wrong.append(began)  # taken for wrong until it is known to be right: many at once are many
+        while len(self._wrong) > MOST_ADDRESSES:
+            del self._wrong[next(iter(self._wrong))]
         try:
             principal = await self._access.identify(key)
-        except Denied:
-            wrong.append(time.monotonic())
-            while len(self._wrong) > MOST_ADDRESSES:
-                del self._wrong[next(iter(self._wrong))]
+        except EnvironmentProblem:
+            wrong.remove(began)  # nobody looked at it
             raise
         self._wrong.pop(address, None)
         token = secrets.token_urlsafe(32)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import isawaitable
 from typing import Any, Literal
 from weakref import WeakSet
 
@@ -140,12 +141,25 @@ def table(heads: Sequence[Column], rows: Sequence[Sequence[object]]) -> ui.html:
     return html(table_html(heads, rows))
 
 
+class Turns:
+    """Which question is the newest: what an older one brings late is not shown."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def ask(self) -> Callable[[], bool]:
+        """Begin a question; what is returned tells whether it is still the newest."""
+        self._asked += 1
+        mine = self._asked
+        return lambda: mine == self._asked
+
+
 class Paged:
     """Rows that are asked for page by page, with a search where `search` is on; a table of them is made by `paged`."""
 
     def __init__(self, view: View, draw: Draw, load: Load, *, search: bool, size: int) -> None:
         self._view, self._draw, self._load, self._size = view, draw, load, size
-        self._offset, self._words, self._asked = 0, "", 0
+        self._offset, self._words, self._turns = 0, "", Turns()
         with ui.element("div").classes("c-paged"):
             self.tools = ui.element("div").classes("c-tools")
             with self.tools:
@@ -161,11 +175,13 @@ class Paged:
 
     async def refresh(self) -> None:
         """Ask for the rows again."""
-        self._asked += 1
-        mine = self._asked
+        newest = self._turns.ask()
         part = await read(self._load, self._offset, self._size, self._words)
-        if mine != self._asked:
-            return  # a later question is on its way
+        if newest() and not part.rows and part.total:  # fewer than there were, or the button was pressed too often
+            self._offset = (part.total - 1) // self._size * self._size
+            part = await read(self._load, self._offset, self._size, self._words)
+        if not newest():
+            return
         last = self._offset + len(part.rows)
         place = {"first": f"{self._offset + 1:,}", "last": f"{last:,}", "total": f"{part.total:,}"}
         self._place.content = str(escape(self._view.say("parts.rows_of", **place))) if part.rows else ""
@@ -269,14 +285,29 @@ def button(
     title: str, act: Callable[..., Any], *, icon: str = "", main: bool = False, tone: Tone = "plain"
 ) -> ui.button:
     """Show a button. `act` may be asynchronous; what it raises is shown to the person."""
-    made = ui.button(title, on_click=act, icon=icon or None, color=None)
+    made = ui.button(title, on_click=_on_page(act), icon=icon or None, color=None)
     return made.props("no-caps unelevated").classes(f"c-button {'c-mainbutton' if main else ''} c-{tone}button")
 
 
 def icon_button(icon: str, title: str, act: Callable[..., Any]) -> ui.button:
     """Show a button that is only a picture; `title` is what it says to who hovers or hears."""
-    made = ui.button(icon=icon, on_click=act, color=None).props(f'flat dense round aria-label="{escape(title)}"')
+    made = ui.button(icon=icon, on_click=_on_page(act), color=None).props(
+        f'flat dense round aria-label="{escape(title)}"'
+    )
     return made.classes("c-iconbutton").tooltip(title)
+
+
+def _on_page(act: Callable[..., Any]) -> Callable[[], Awaitable[None]]:
+    """Return an act whose dialogs and messages belong to the page: its button may be gone before it is through."""
+    client = ui.context.client
+
+    async def pressed() -> None:
+        with client:
+            told = act()
+            if isawaitable(told):
+                await told
+
+    return pressed
 
 
 def tabs(view: View, items: Sequence[tuple[str, object]], lit: str, *path: str, **query: str) -> ui.html:

@@ -75,32 +75,38 @@ class Side:
         self._stopped.set()
 
     def _chosen(self) -> None:
+        self.stop()
         self.clear()
 
     async def ask(self, text: str) -> bool:
         """Ask, and show the answer as it comes; tells whether the model took the question."""
         system, params, consent = self._options()
-        if not self._turns:
+        turns, model = self._turns, self.model
+        if not turns:
             self._talk.clear()
         with self._talk:
             asked = parts.html(Markup('<div class="c-asked" dir="auto">{}</div>').format(text))
             shown = parts.html("").classes("c-answer")
         self._scroll()
         messages = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": role, "content": said} for role, said in (*self._turns, ("user", text))]
-        answer = await self._write(messages, params, shown)
+        messages += [{"role": role, "content": said} for role, said in (*turns, ("user", text))]
+        answer = await self._write(model, messages, params, shown)
+        if turns is not self._turns:
+            return True  # a new conversation was begun meanwhile: this is no part of it
         shown.content = str(self._answer_html(answer))
         if answer.problem is not None and not answer.text:
             asked.classes("c-refused")
             self._scroll()
             return False
-        self._turns += [("user", text), ("assistant", answer.text)]
+        turns += [("user", text), ("assistant", answer.text)]
         with self._talk:
-            self._acts(answer, consent)
+            self._acts(answer, consent, self._digests.get(model, ""))
         self._scroll()
         return True
 
-    async def _write(self, messages: list[dict[str, str]], params: dict[str, Any], shown: ui.html) -> Answer:
+    async def _write(
+        self, model: str, messages: list[dict[str, str]], params: dict[str, Any], shown: ui.html
+    ) -> Answer:
         """Stream an answer into its place; what goes wrong stands in it."""
         answer, began, drawn = Answer(), time.monotonic(), 0.0
         self._stopped.clear()
@@ -108,7 +114,7 @@ class Side:
         stopped = asyncio.create_task(self._stopped.wait())
         try:
             async with self._view.client() as catena:
-                stream = catena.chat(self.model, messages, **params, stream_options={"include_usage": True})
+                stream = catena.chat(model, messages, **params, stream_options={"include_usage": True})
                 async with aclosing(stream):  # type: ignore[type-var]  # an asynchronous generator
                     while (piece := await _next(stream, stopped)) is not None:
                         _take(answer, piece, time.monotonic() - began)
@@ -138,13 +144,12 @@ class Side:
             body += Markup('<div class="c-trouble" role="alert">{}</div>').format(inside)
         return body
 
-    def _acts(self, answer: Answer, consent: bool) -> None:
+    def _acts(self, answer: Answer, consent: bool, digest: str) -> None:
         view = self._view
         with ui.element("div").classes("c-answeracts"):
             opinion = Opinion(view, answer, consent)
             opinion.draw()
             if view.may("data"):
-                digest = self._digests.get(self.model, "")
 
                 async def where_from() -> None:
                     await show_sources(view, digest, answer.text)

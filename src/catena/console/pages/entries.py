@@ -28,6 +28,7 @@ class Search:
         self._fields: dict[str, Any] = {}
         self._query = Query()
         self._found = Found((), "", 0, None)
+        self._turns = parts.Turns()
 
     async def draw(self) -> None:
         """Draw the form and the newest entries; a query in the address is taken."""
@@ -61,9 +62,11 @@ class Search:
         self._fields[name] = field
 
     async def _clear(self) -> None:
+        kind = self._fields["kind"].value
         for field in self._fields.values():
             field.set_value("")
-        await self._begin()
+        if not kind:  # a change of the kind searches by itself
+            await self._begin()
 
     def _asked(self) -> Query:
         told = {name: str(field.value or "").strip() for name, field in self._fields.items()}
@@ -80,17 +83,21 @@ class Search:
         return found if found.tzinfo else found.replace(tzinfo=UTC)
 
     async def _begin(self) -> None:
-        self._query = self._asked()
-        await self._load("")
+        await self._load(self._asked(), "")
 
     async def _further(self) -> None:
-        await self._load(self._found.next)
+        await self._load(self._query, self._found.next)
 
-    async def _load(self, start: str) -> None:
+    async def _load(self, query: Query, start: str) -> None:
         view = self._view
         view.need("audit")
         by = view.person.subject
-        self._found = found = await parts.read(search, view.workspace, self._query, by, start)
+        newest = self._turns.ask()
+        self._older.set_enabled(False)  # until it is known where this search goes on
+        found = await parts.read(search, view.workspace, query, by, start)
+        if not newest():
+            return
+        self._query, self._found = query, found
         self._newest.set_enabled(bool(start))
         self._older.set_enabled(bool(found.next))
         self._older.set_text(view.say("audit.older" if found.entries or not found.next else "audit.further"))

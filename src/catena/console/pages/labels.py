@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ class Desk:
         self.mine: dict[str, read.Label] = {}
         self.at, self.total = 0, found.artifact.rows
         self.row: Mapping[str, Any] = {}
+        self.turns, self.busy = parts.Turns(), False
 
     async def draw(self) -> None:
         """Draw the desk."""
@@ -76,7 +77,10 @@ class Desk:
     async def go(self, at: int) -> None:
         """Show another sample."""
         self.at = min(max(0, at), self.total - 1)
+        newest = self.turns.ask()
         hits = await parts.read(datasets.rows, self.view.workspace, self.found.ref, "samples", (self.at, 1))
+        if not newest():
+            return
         self.row = hits.rows[0] if hits.rows else {}
         self._show()
 
@@ -101,7 +105,13 @@ class Desk:
                 parts.button(f"{key}{choice}", lambda choice=choice: self.put(choice), main=chosen)
 
     async def put(self, value: str | None) -> None:
-        """Write down a label for the sample that is shown, and go on to the next."""
+        """Write down a label for the sample that is shown, and go on to the next.
+
+        What is pressed before the next one is shown is dropped: nobody has seen yet what it would be for.
+        """
+        await self._alone(partial(self._put, value))
+
+    async def _put(self, value: str | None) -> None:
         self.view.need("feedback")
         id = str(self.row["_id"])
         wanted = (value or "").strip()
@@ -131,6 +141,19 @@ class Desk:
 
     async def commit(self) -> None:
         """Make a new version of all that was said."""
+        await self._alone(self._commit)
+
+    async def _alone(self, act: Callable[[], Awaitable[None]]) -> None:
+        """Do something, and nothing where the act before it is not through."""
+        if self.busy:
+            return
+        self.busy = True
+        try:
+            await act()
+        finally:
+            self.busy = False
+
+    async def _commit(self) -> None:
         view = self.view
         view.need("push")
         if not self.mine:

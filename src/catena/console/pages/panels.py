@@ -40,6 +40,7 @@ class Panel:
         self._view, self._curves, self._sources, self._means_only = view, curves, list(sources), means_only
         self._window: tuple[float, float] | None = None
         self._seen: object = None
+        self._turns, self._zooms = parts.Turns(), parts.Turns()
         self.log = False
         with ui.element("div").classes("c-panel"):
             self._head = parts.html("").classes("c-panelhead")
@@ -56,8 +57,11 @@ class Panel:
 
     async def refresh(self, *, force: bool = False) -> None:
         """Draw what is new; nothing is sent where nothing is."""
-        found = await parts.read(self._read)
-        seen = [(drawn.total, drawn.last, drawn.ends) for drawn in found], self._window, self.log
+        newest, window = self._turns.ask(), self._window
+        found = await parts.read(self._read, window)
+        if not newest():
+            return
+        seen = [(drawn.total, drawn.last, drawn.ends) for drawn in found], window, self.log
         if seen == self._seen and not force:
             return
         self._seen = seen
@@ -65,8 +69,8 @@ class Panel:
         self._chart.update()
         self._head.content = str(self._headed(found))
 
-    def _read(self) -> list[Drawn]:
-        ends = self._window or (None, None)
+    def _read(self, window: tuple[float, float] | None) -> list[Drawn]:
+        ends = window or (None, None)
         return [
             self._curves.drawn(one.run, one.step, one.metric, low=ends[0], high=ends[1], coarse=COARSE)
             for one in self._sources
@@ -145,8 +149,9 @@ class Panel:
         told = event.args if isinstance(event.args, dict) else {}
         part = (told.get("batch") or [told])[0]
         low, high = float(part.get("start") or 0.0), float(part.get("end") or 100.0)
-        ends = [drawn.ends for drawn in await parts.read(self._read) if drawn.ends is not None]
-        if not ends:
+        newest = self._zooms.ask()
+        ends = [drawn.ends for drawn in await parts.read(self._read, self._window) if drawn.ends is not None]
+        if not ends or not newest():
             return
         first, last = min(end[0] for end in ends), max(end[1] for end in ends)
         if low <= 0 and high >= 100:

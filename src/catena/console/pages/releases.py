@@ -104,8 +104,10 @@ class ReleaseCards:
         if reason is None:
             return
         view.need("releases")
-        told = await end_release(view.client, release, act, reason)
-        self._watch.stale()
+        try:
+            told = await end_release(view.client, release, act, reason)
+        finally:
+            self._watch.stale()
         if told:
             parts.toast(view.say("deployments.quicker", told=told), tone="bad")
         else:

@@ -196,6 +196,7 @@ def _logarithmic(shown: list[Any]) -> Callable[[Any], Awaitable[None]]:
     async def switched(event: Any) -> None:
         for panel in shown:
             panel.log = bool(event.value)
+        for panel in shown:
             await panel.refresh()
 
     return switched
@@ -282,9 +283,13 @@ def _told(value: Any) -> str:
 
 async def _log(view: View, book: Books, found: RunState) -> Refresh:
     asked = {"search": "", "step": view.query.get("step", "")}
+    turns = parts.Turns()
 
     async def ask() -> None:
+        newest = turns.ask()
         log = await parts.read(_read_log, book, found.group, asked["search"], asked["step"])
+        if not newest():
+            return
         place.content = view.say("runs.log_lines", shown=f"{len(log.lines):,}", total=f"{log.total:,}")
         body.content = str(_log_html(view, log.lines))
 

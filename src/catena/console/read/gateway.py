@@ -15,12 +15,15 @@ from weakref import WeakKeyDictionary
 
 from catena.console.read.metrics import History, Point, counts
 from catena.core.errors import CatenaError
-from catena.sdk import ApiError, AsyncCatena, Release, ReleaseAct
+from catena.sdk import ApiError, AsyncCatena, Release, ReleaseAct, Unreachable
 from catena.sdk.calls import Call
 from catena.workspace import Workspace
 
-EVERY_S = 2.0
-RELEASES_S, QUIET_S = 4.0, 30.0
+EVERY_S = 1.5
+"""A look serves for all who come within so many seconds; pages come every 2."""
+ANSWER_S = 15.0
+"""How long a gateway may take to answer a look."""
+RELEASES_S, QUIET_S = 3.5, 30.0
 """How often releases are asked for, with one under way and without: the gateway's audit keeps each question."""
 Client = Callable[[], AsyncCatena]
 
@@ -76,6 +79,10 @@ class Watch:
     _releases: tuple[tuple[Release, ...], tuple[ReleaseAct, ...], Offer] = ((), (), Offer())
     _asked_releases: float = 0.0
     _has_releases: bool = True
+    _looked: float = 0.0
+    """When the last look began, or ended where nobody answered; by the monotonic clock."""
+    _away: Unreachable | None = None
+    """Why nobody answered the last look."""
     _visited: bool = False
     _done: int = 0
     """How often somebody did something."""
@@ -87,24 +94,39 @@ class Watch:
         With `releases` off they are not asked for (whose key may not), and those that are known are not returned.
         """
         async with self._turn:
-            last = self._last
-            if last is None or time.time() - last.at >= least:
-                done = self._done
-                async with client() as catena:
-                    last = await self._look(catena, releases)
+            last, recent = self._last, time.monotonic() - self._looked < least
+            if recent and self._away is not None:
+                raise self._away.with_traceback(None)
+            if last is None or not recent:
+                done, began = self._done, time.monotonic()
+                last = await self._answered(client, releases)
+                self._looked = began
                 if done == self._done:
                     self._last = last
                 else:  # this look may have missed what was done meanwhile: it is not kept
                     self._asked_releases = 0.0
         return last if releases else _without_releases(last)
 
+    async def _answered(self, client: Client, releases: bool) -> Snapshot:
+        """Look. That nobody answers is told to all who wait: they do not try it one after the other."""
+        try:
+            async with asyncio.timeout(ANSWER_S), client() as catena:
+                found = await self._look(catena, releases)
+        except (TimeoutError, Unreachable) as error:
+            told = f"the gateway has not answered for {ANSWER_S:.0f} seconds"
+            self._away = error if isinstance(error, Unreachable) else Unreachable(told)
+            self._looked = time.monotonic()
+            raise self._away from None
+        self._away = None
+        return found
+
     def visited(self) -> None:
         """Ask for releases soon: somebody has come to see how it stands, and not as it was half a minute ago."""
-        self._visited = True
+        self._visited = self._has_releases = True  # a gateway may have come where a plain server was
 
     def stale(self) -> None:
         """Ask anew next time: somebody did something."""
-        self._last, self._asked_releases = None, 0.0
+        self._last, self._away, self._asked_releases = None, None, 0.0
         self._done += 1
 
     async def _look(self, catena: AsyncCatena, releases: bool) -> Snapshot:
@@ -127,14 +149,14 @@ class Watch:
         soon = self._releases[0] or self._visited
         if at - self._asked_releases < (RELEASES_S if soon else QUIET_S):
             return
-        self._visited = False
         try:
             told = await catena.send(Call(dict, "GET", "/admin/releases"))  # all of it by one question
         except ApiError as error:
             if error.status != 404:
                 raise
-            self._has_releases = False  # one server, without replicas
+            self._visited = self._has_releases = False  # one server, without replicas
             return
+        self._visited = False
         under_way = tuple(Release.model_validate(one) for one in told["releases"])
         acts = tuple(ReleaseAct.model_validate(one) for one in reversed(told["changes"]))
         offer = Offer(told.get("models") or {}, tuple(told.get("candidates") or ()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,11 +90,21 @@ def kept(store: Store, name: str, person: str) -> dict[str, Label]:
 
 def keep(store: Store, name: str, person: str, label: Label | None, id: str) -> None:
     """Write down what a person says of a sample; None takes it back."""
-    told = {"id": id, "seen": label.seen if label else None, "value": label.value if label else None}
     file = _file(store, name, person)
+    with store.lock(f"label-{file.stem}"):
+        _write(file, label, id)
+
+
+def _write(file: Path, label: Label | None, id: str) -> None:
+    told = {"id": id, "seen": label.seen if label else None, "value": label.value if label else None}
+    line = json.dumps(told, ensure_ascii=False).encode() + b"\n"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with file.open("ab") as stream:
-        stream.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+    with file.open("a+b") as stream:
+        if stream.seek(0, os.SEEK_END):
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":  # a kill cut the last line short: this one does not go on with it
+                line = b"\n" + line
+        stream.write(line)
 
 
 def commit(workspace: Workspace, name: str, person: str, message: str) -> Corrected:
@@ -104,13 +115,16 @@ def commit(workspace: Workspace, name: str, person: str, message: str) -> Correc
         field = field_of(store.resolve(name, DatasetVersion))
         wanted = [Correction(one.id, field, one.seen, one.value) for one in mine.values()]
         done = correct(store, name, wanted, message=message, author=person)
-        conflicts = {one.id: stands for one, stands in done.conflicts}
-        for id, label in mine.items():
-            if id not in conflicts:
-                keep(store, name, person, None, id)
-            elif conflicts[id] is not None:
-                # What stands there now is what the person sees next; their own word is still there beside it.
-                keep(store, name, person, Label(id, str(conflicts[id]), label.value), id)
+        conflicts, file = {one.id: stands for one, stands in done.conflicts}, _file(store, name, person)
+        with store.lock(f"label-{file.stem}"):
+            said = kept(store, name, person)  # maybe more by now, or something else, than what was committed
+            for id, label in mine.items():
+                stands = conflicts[id] if id in conflicts else label.value
+                if id not in conflicts and said.get(id) == label:
+                    _write(file, None, id)
+                elif id in said and stands is not None:
+                    # What stands there now is what the person sees next; their own word is still there beside it.
+                    _write(file, Label(id, str(stands), said[id].value), id)
     return done
 
 
