@@ -119,7 +119,7 @@ def commit(workspace: Workspace, name: str, person: str, message: str) -> Correc
         with store.lock(f"label-{file.stem}"):
             said = kept(store, name, person)  # maybe more by now, or something else, than what was committed
             for id, label in mine.items():
-                stands = conflicts[id] if id in conflicts else label.value
+                stands = conflicts.get(id, label.value)
                 if id not in conflicts and said.get(id) == label:
                     _write(file, None, id)
                 elif id in said and stands is not None:
