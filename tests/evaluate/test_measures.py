@@ -64,6 +64,13 @@ def test_the_last_number_of_a_text(text: str, number: float | None) -> None:
     assert number_in(text) == number
 
 
+@pytest.mark.parametrize("answer", ["9" * 400, "it is 1e999", "-1e999"], ids=["digits", "exponent", "negative"])
+def test_a_number_too_large_to_hold_equals_no_other(answer: str) -> None:
+    assert value("numeric", [(answer, "42")]) == 0
+    assert value("numeric", [("42", answer)]) == 0
+    assert value("numeric", [("The sum is 42.0", "42")]) == 1
+
+
 def test_what_does_not_count_is_left_out() -> None:
     assert value("exact", [("The answer!", "answer")]) == 0
     assert value("exact", [("The answer!", "answer")], normal=("case", "punctuation", "articles")) == 1

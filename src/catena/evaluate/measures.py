@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -66,12 +67,13 @@ def normalized(text: str, ways: Sequence[str]) -> str:
 
 
 def number_in(text: str) -> float | None:
-    """Return the last number of a text: signs of money and commas between thousands do not count."""
+    """Return the last number of a text: signs of money and commas between thousands do not count.
+
+    None as well for one that a float cannot hold: infinity is within a millionth part of everything.
+    """
     found = NUMBER.findall(unicodedata.normalize("NFKC", text))
-    try:
-        return float(found[-1].replace(",", "").replace("−", "-")) if found else None
-    except ValueError:
-        return None
+    number = float(found[-1].replace(",", "").replace("−", "-")) if found else None
+    return number if number is not None and isfinite(number) else None
 
 
 def numeric(answer: str, reference: str, metadata: Mapping[str, Any]) -> float:
