@@ -61,7 +61,7 @@ def test_overrides_read_yaml_and_leave_the_original_alone() -> None:
     assert values == {"a": {"b": 1}}
 
 
-@pytest.mark.parametrize("assignment", ["a.b", "=1", "a.b.c=1", "a.b=[1"])
+@pytest.mark.parametrize("assignment", ["a.b", "=1", "a.b.c=1", "a.b=[1", "a.b=2024-02-30"])
 def test_a_wrong_override_is_refused(assignment: str) -> None:
     with pytest.raises(UsageError):
         override({"a": {"b": 1}}, [assignment])

@@ -36,6 +36,9 @@ def rows_of(*values: dict[str, object]) -> list[Row]:
     [
         (("score: [exact]", "score: [exat]"), "task.yaml:8: score: there is no score 'exat'. Did you mean 'exact'?"),
         (("kind: generate", "kind: genrate"), "task.yaml:2: there is no kind 'genrate'. Did you mean 'generate'?"),
+        (("kind: generate", "kind: [generate]"), "task.yaml:2: there is no kind ['generate']."),
+        (("kind: generate", "kind: {generate: 1}"), "task.yaml:2: there is no kind {'generate': 1}."),
+        (("a: 2}", "a: 2024-02-30}"), "task.yaml:4: '2024-02-30' cannot be read as timestamp"),
         (("prompt:", "promt:"), "task.yaml:6: promt: unknown key 'promt'. Did you mean 'prompt'?"),
         (("prompt:", "promt:"), "task.yaml:1: prompt: a value is required."),
         (("{{ q }} =", "{{ q }"), "task.yaml:6: prompt: the template does not parse"),

@@ -10,11 +10,11 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from catena.core.digest import digest_of
-from catena.core.errors import ConfigError, UsageError, did_you_mean
+from catena.core.errors import ConfigError, UsageError, WrittenError, did_you_mean
+from catena.core.source import parse_source
 
 
 class Config(BaseModel):
@@ -119,7 +119,8 @@ def _config_class(annotation: Any) -> type[BaseModel] | None:
 def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Return a copy of `values` with each `a.b=c` applied; `c` is read as YAML, so numbers and lists work.
 
-    Raises `UsageError` when an assignment has no `=` or leads through something that is not a mapping.
+    Raises `UsageError` when an assignment has no `=`, has a value that is no YAML, or leads through something that is
+    not a mapping.
     """
     result: dict[str, Any] = _copy(values)
     for assignment in assignments:
@@ -135,10 +136,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
             if not isinstance(inner, dict):
                 raise UsageError(f"--set {assignment!r}: {part!r} is a value, not a section")
             target = inner
-        try:
-            target[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {assignment!r}: the value is not valid YAML") from error
+        target[last] = parse_source(text, f"--set {path}", WrittenError).values
     return result
 
 

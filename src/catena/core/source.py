@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ Path_ = tuple[str | int, ...]
 MAX_BYTES = 4 << 20
 MAX_VALUES = 100_000
 NOTHING_RAN = "Nothing was run."
+UNREADABLE = (ValueError, LookupError, AttributeError)
+"""What PyYAML raises for a date, a number or a truth value that is none: `2024-02-30`, `0x_`, `!!bool x`."""
 TOO_MANY = "Put rows into a file of their own, and name it."
 
 
@@ -68,6 +71,8 @@ def parse_source(text: str, name: str, wrong: type[WrittenError] = RecipeError) 
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or error
         raise wrong(f"{where}: not valid YAML: {problem}", hint=NOTHING_RAN) from error
+    except RecursionError:
+        raise wrong(f"{name}: nested too deeply", hint=NOTHING_RAN) from None
     return Source(name, text, values, lines)
 
 
@@ -93,7 +98,7 @@ def _build(node: yaml.Node, path: Path_, lines: dict[Path_, int], about: tuple[s
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = yaml.SafeLoader("").construct_object(key_node)
+            key = _value(key_node, about)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str | int):
                 raise wrong(f"{name}:{line}: {key!r} cannot be a key", hint=NOTHING_RAN)
@@ -104,4 +109,19 @@ def _build(node: yaml.Node, path: Path_, lines: dict[Path_, int], about: tuple[s
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, index), lines, about) for index, item in enumerate(node.value)]
-    return yaml.SafeLoader("").construct_object(node)
+    return _value(node, about)
+
+
+def _value(node: yaml.Node, about: tuple[str, type[WrittenError]]) -> Any:
+    try:
+        value = yaml.SafeLoader("").construct_object(node)
+        finite = not isinstance(value, float) or isfinite(value)
+    except UNREADABLE:
+        finite = False
+    if finite:
+        return value
+    name, wrong = about
+    written, kind = str(node.value), node.tag.rpartition(":")[2]
+    shown = written if len(written) <= 40 else f"{written[:40]}..."
+    where = f"{name}:{node.start_mark.line + 1}"
+    raise wrong(f"{where}: {shown!r} cannot be read as {kind}", hint=f"Put a text in quotes. {NOTHING_RAN}")

@@ -109,11 +109,11 @@ def check_task(source: Source) -> Task:
     if not isinstance(source.values, dict):
         raise TaskError(f"{source.name}: a task is a mapping with `name`, `kind` and `data`", hint=NOTHING_RAN)
     kind = source.values.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         what = f"there is no kind {kind!r}. {did_you_mean(str(kind), KINDS)}" if kind else "it has no `kind`"
         known = "" if kind else f" Known: {', '.join(KINDS)}."
         raise _wrong([f"{source.where(('kind',))}: {what}{known}"])
-    found: Any = checked(source, KINDS[str(kind)])
+    found: Any = checked(source, KINDS[kind])
     task: Task = found
     return task
 
