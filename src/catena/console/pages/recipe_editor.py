@@ -104,8 +104,10 @@ class Editor:
         self.checked = found
         lines = text.count("\n") + 1
         at = {one.line: one.message for one in found.problems if one.line and one.line <= lines}
-        self.text.line_tooltips = at
-        self.text.decorations = [{"kind": "line", "line": line, "class": "c-wrongline"} for line in at]
+        # Not as properties: those are sent with the whole text, which writes over what was typed since.
+        self.text.run_method("setLineTooltips", at)
+        marks = [{"kind": "line", "line": line, "class": "c-wrongline"} for line in at]
+        self.text.run_method("setDecorations", marks)
         self.findings.clear()
         with self.findings:
             self._problems() if found.problems else self._plan()

@@ -1,0 +1,99 @@
+"""The editor of a recipe in the browser: nothing that was typed is lost, whatever comes in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.console.conftest import Small, Visit, Visitor
+
+pytestmark = pytest.mark.xdist_group("console")
+GOOD = "name: edited\nsteps:\n  docs:\n    stage: data.ingest\n    with: {paths: [texts]}\n"
+WRONG = "wrong: 1"
+
+
+class Wire:
+    """What goes between a window and the console; either way can be held up, as a slow line does."""
+
+    def __init__(self, page: Any) -> None:
+        self.held: dict[str, list[Callable[[], None]]] = {}
+        self.heard = ""
+        page.route_web_socket("**/socket.io/**", self._connected)
+
+    def _connected(self, page: Any) -> None:
+        server = page.connect_to_server()
+        page.on_message(lambda message: self._pass("up", lambda: server.send(message)))
+        server.on_message(lambda message: self._pass("down", lambda: page.send(message), str(message)))
+
+    def _pass(self, way: str, send: Callable[[], None], message: str = "") -> None:
+        self.heard += message
+        if way in self.held:
+            self.held[way].append(send)
+        else:
+            send()
+
+    def hold(self, way: str) -> None:
+        """Keep what goes this way from now on."""
+        self.held[way] = []
+
+    def let(self, way: str) -> None:
+        """Send on what was kept."""
+        for send in self.held.pop(way):
+            send()
+
+
+@pytest.fixture
+def recipe(small: Small) -> Path:
+    """A recipe to be edited."""
+    file = small.root.parent / "recipes" / "edited.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(GOOD)
+    return file
+
+
+def edit(visitor: Visitor, text: str) -> None:
+    """Open the recipe and write to its end."""
+    visitor.go("/recipes/edited")
+    visitor.page.wait_for_function("window.catenaDraft")
+    visitor.page.locator(".cm-content").click()
+    visitor.page.keyboard.press("Control+End")
+    visitor.page.keyboard.type(text)
+
+
+def test_what_is_typed_while_a_check_is_on_its_way_stays(visit: Visit, recipe: Path) -> None:
+    visitor = visit("developer")
+    wire = Wire(visitor.page)
+    edit(visitor, "")
+    wire.hold("down")
+    wire.heard = ""
+    visitor.page.keyboard.type(WRONG)
+    while "c-problem" not in wire.heard:
+        visitor.page.wait_for_timeout(50)
+    wire.hold("up")
+    visitor.page.keyboard.type("23")
+    wire.let("down")
+    visitor.page.wait_for_selector(".c-problem")
+    visitor.page.wait_for_selector(".c-wrongline")
+    visitor.page.keyboard.type("4")
+    wire.let("up")
+    visitor.page.wait_for_function("document.querySelector('.cm-content').innerText.includes('wrong: 1234')")
+    visitor.page.click("button:has-text('Save')")
+    visitor.page.wait_for_selector(".q-notification")
+    assert recipe.read_text() == f"{GOOD}{WRONG}234"
+
+
+def test_lines_that_are_wrong_are_marked_until_they_are_right(visit: Visit, recipe: Path) -> None:
+    recipe.write_text(GOOD + WRONG)
+    visitor = visit("developer")
+    edit(visitor, "")
+    marked = visitor.page.locator(".c-wrongline")
+    marked.wait_for()
+    assert marked.inner_text() == WRONG
+    marked.hover()
+    visitor.page.wait_for_selector(".cm-tooltip:has-text('wrong')")
+    for _ in WRONG:
+        visitor.page.keyboard.press("Backspace")
+    marked.wait_for(state="detached")
