@@ -33,6 +33,14 @@ NAMED = {"button", "checkbox", "combobox", "link", "radio", "searchbox", "slider
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 860}
 
 
+def wait(condition: Callable[[], bool], seconds: float = 90) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.1)
+
+
 def texts(folder: Path) -> Path:
     """Write the documents of the small chain, English and Chinese, one of them hostile."""
     folder.mkdir()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.console.conftest import Small, Visit, Visitor
+import catena
+from catena.console.read.audit import search
+from catena.govern.audit.reading import Query
+from tests.console.conftest import Small, Visit, Visitor, wait
 
 pytestmark = pytest.mark.xdist_group("console")
 GOOD = "name: edited\nsteps:\n  docs:\n    stage: data.ingest\n    with: {paths: [texts]}\n"
 WRONG = "wrong: 1"
+KEPT = "Object.keys(localStorage).some(key => key.startsWith('catena-'))"
+SAID = "document.querySelector('.cm-content').innerText"
 
 
 class Wire:
@@ -79,7 +85,7 @@ def test_what_is_typed_while_a_check_is_on_its_way_stays(visit: Visit, recipe: P
     visitor.page.wait_for_selector(".c-wrongline")
     visitor.page.keyboard.type("4")
     wire.let("up")
-    visitor.page.wait_for_function("document.querySelector('.cm-content').innerText.includes('wrong: 1234')")
+    visitor.page.wait_for_function(f"{SAID}.includes('wrong: 1234')")
     visitor.page.click("button:has-text('Save')")
     visitor.page.wait_for_selector(".q-notification")
     assert recipe.read_text() == f"{GOOD}{WRONG}234"
@@ -92,8 +98,79 @@ def test_lines_that_are_wrong_are_marked_until_they_are_right(visit: Visit, reci
     marked = visitor.page.locator(".c-wrongline")
     marked.wait_for()
     assert marked.inner_text() == WRONG
-    marked.hover()
+    marked.hover(position={"x": 20, "y": 8})
     visitor.page.wait_for_selector(".cm-tooltip:has-text('wrong')")
     for _ in WRONG:
         visitor.page.keyboard.press("Backspace")
     marked.wait_for(state="detached")
+
+
+def saves(root: Path) -> int:
+    """Return how often the audit trail says that the recipe was saved."""
+    with catena.open(root) as workspace:
+        found = search(workspace, Query(kind="act", text="recipe.save"), "test").entries
+    return sum(json.loads(one.body)["recipe"] == "edited" for one in found)
+
+
+def conflict(visitor: Visitor, recipe: Path) -> None:
+    """Write to the recipe, and save it after somebody else did."""
+    edit(visitor, "# mine")
+    visitor.page.wait_for_function(KEPT)
+    recipe.write_text(f"{GOOD}# theirs")
+    visitor.page.click("button:has-text('Save')")
+    visitor.page.wait_for_selector(".c-conflict")
+
+
+def test_mine_over_theirs_is_saved_and_noted(visit: Visit, recipe: Path, small: Small) -> None:
+    before = saves(small.root)
+    visitor = visit("developer")
+    conflict(visitor, recipe)
+    visitor.page.click("text=Save mine over theirs")
+    visitor.page.wait_for_selector(".q-notification:has-text('is saved')")
+    visitor.page.wait_for_function(f"!({KEPT})")
+    assert recipe.read_text() == f"{GOOD}# mine"
+    wait(lambda: saves(small.root) == before + 1, 10)
+
+
+def test_theirs_instead_of_mine_leaves_no_draft(visit: Visit, recipe: Path) -> None:
+    visitor = visit("developer")
+    conflict(visitor, recipe)
+    visitor.page.click("text=Discard mine and load theirs")
+    visitor.page.wait_for_function(f"{SAID}.includes('# theirs') && !({KEPT})")
+    visitor.page.keyboard.type("# and mine")
+    visitor.page.click("button:has-text('Save')")
+    visitor.page.wait_for_selector(".q-notification:has-text('is saved')")
+    assert "# and mine" in recipe.read_text()
+
+
+def test_a_draft_that_is_discarded_does_not_come_again(visit: Visit, recipe: Path) -> None:
+    visitor = visit("developer")
+    edit(visitor, "# mine")
+    visitor.page.wait_for_function(KEPT)
+    visitor.page.on("dialog", lambda dialog: dialog.accept())
+    visitor.go("/recipes/edited")
+    visitor.page.click(".c-conflict button:has-text('Discard')")
+    visitor.page.wait_for_function(f"!({KEPT}) && !{SAID}.includes('# mine')")
+    assert not visitor.errors
+
+
+def test_a_draft_writes_over_nothing_newer(visit: Visit, recipe: Path) -> None:
+    visitor = visit("developer")
+    edit(visitor, "# mine")
+    visitor.page.wait_for_function(KEPT)
+    recipe.write_text(f"{GOOD}# theirs")
+    visitor.page.on("dialog", lambda dialog: dialog.accept())
+    for more in (" and more", " and yet more"):  # the second time a draft of a draft
+        visitor.go("/recipes/edited")
+        visitor.page.click("text=Restore them")
+        visitor.page.wait_for_function(f"{SAID}.includes('# mine')")
+        visitor.page.click("button:has-text('Save')")
+        visitor.page.wait_for_selector(".c-conflict:has-text('+# theirs')")
+        assert recipe.read_text() == f"{GOOD}# theirs"
+        visitor.page.locator(".cm-content").click()
+        visitor.page.keyboard.press("Control+End")
+        visitor.page.keyboard.type(more)
+        visitor.page.wait_for_function(f"Object.values(localStorage).some(text => text.includes('{more}'))")
+    visitor.page.click("text=Save mine over theirs")
+    visitor.page.wait_for_function(f"!({KEPT})")
+    assert recipe.read_text() == f"{GOOD}# mine and more and yet more"

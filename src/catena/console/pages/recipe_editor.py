@@ -1,7 +1,8 @@
 """The editor of a recipe: text with line numbers, checks beside it, saving that loses nothing, starting a run.
 
 What is typed is also kept in the browser (localStorage) until it is saved: a connection that drops, a console that is
-started again or a window that was closed loses none of it. It leaves no secret there: recipes hold none.
+started again or a window that was closed loses none of it. It leaves no secret there: recipes hold none. With it stands
+the text that it was made from: a draft that is saved over something newer is refused as any other text is.
 """
 
 from __future__ import annotations
@@ -28,20 +29,21 @@ MOST_DIFFERENCES = 400
 REASONS = {"new": "new", "another seed": "seed", "the stage's code changed": "code", "other inputs": "inputs"}
 DRAFTS = """
 (() => {
-  const key = %(key)s, saved = %(saved)s, name = %(name)s;
+  const key = %(key)s, name = %(name)s;
   const editor = () => document.querySelector('.c-editor .cm-content')?.cmTile?.view
     ?? document.querySelector('.c-editor .cm-content')?.cmView?.view;
-  window.catenaDraft = {saved, forget() { localStorage.removeItem(key); }};
-  const held = localStorage.getItem(key);
-  if (held !== null && held !== saved) emitEvent('catena-draft', held);
+  window.catenaDraft = {saved: %(saved)s, forget() { localStorage.removeItem(key); }};
+  const held = JSON.parse(localStorage.getItem(key));
+  if (held !== null && held.text !== window.catenaDraft.saved) emitEvent('catena-draft', held);
   setInterval(() => {
     document.querySelector('.c-editor .cm-content')?.setAttribute('aria-label', name);
     const view = editor();
     if (!view) return;
-    const text = view.state.doc.toString();
-    if (text === window.catenaDraft.saved) { if (window.catenaDraft.touched) localStorage.removeItem(key); return; }
+    const text = view.state.doc.toString(), saved = window.catenaDraft.saved;
+    if (text === saved) { if (window.catenaDraft.touched) localStorage.removeItem(key); return; }
     window.catenaDraft.touched = true;
-    if (localStorage.getItem(key) !== text) localStorage.setItem(key, text);
+    const draft = JSON.stringify({saved, text});
+    if (localStorage.getItem(key) !== draft) localStorage.setItem(key, draft);
   }, 500);
   window.addEventListener('beforeunload', event => {
     const view = editor();
@@ -81,7 +83,7 @@ class Editor:
             self.findings = parts.card()
         await self.check()
         ui.on("catena-draft", self._draft)
-        key = f"catena-recipe:{view.console.prefix}:{self.loaded.name}"
+        key = f"catena-draft:{view.console.prefix}:{self.loaded.name}"
         ui.timer(0.1, lambda: self._watch(key), once=True)
 
     def _watch(self, key: str) -> None:
@@ -91,9 +93,12 @@ class Editor:
     async def _typed(self) -> None:
         self.asked += 1
         mine = self.asked
+        self._mark()
+        ui.timer(CHECK_S, lambda: self.check() if mine == self.asked else None, once=True)
+
+    def _mark(self) -> None:
         dirty = self.text.value != self.loaded.text
         self.mark.content = str(cells.badge(self.view.say("recipes.unsaved"), "warn")) if dirty else ""
-        ui.timer(CHECK_S, lambda: self.check() if mine == self.asked else None, once=True)
 
     async def check(self) -> None:
         """Check the text that stands in the editor, and show what was found."""
@@ -152,16 +157,21 @@ class Editor:
             self._conflict(error)
             return False
         self._take(read.Text(edited.name, edited.text, stamp))
+        self._forget()
         parts.toast(self.view.say("recipes.saved", name=edited.name))
         await _acted(self.view, "recipe.save", recipe=edited.name, sha256=stamp)
         return True
 
     def _take(self, loaded: read.Text) -> None:
-        """Go on from a text that stands in the file."""
+        """Go on from a text that stands in the file, or stood there when a draft was begun."""
         self.loaded = loaded
-        self.mark.content = ""
+        self._mark()
         self.notes.clear()
-        ui.run_javascript(f"window.catenaDraft.saved = {_script(loaded.text)}; window.catenaDraft.forget()")
+        # By the editor's own window: a button of a note is gone by now, and the place it stood at.
+        self.text.client.run_javascript(f"window.catenaDraft.saved = {_script(loaded.text)}")
+
+    def _forget(self) -> None:
+        self.text.client.run_javascript("window.catenaDraft.forget()")
 
     def _conflict(self, error: read.Changed) -> None:
         """Show that somebody else was quicker, and what differs; the person decides."""
@@ -183,24 +193,26 @@ class Editor:
     def _theirs(self, error: read.Changed) -> None:
         self.text.value = error.theirs
         self._take(read.Text(self.loaded.name, error.theirs, error.stamp))
+        self._forget()
 
     async def _mine(self, error: read.Changed) -> None:
         self.loaded = read.Text(self.loaded.name, error.theirs, error.stamp)
         self.notes.clear()
-        await self.save()
+        with self.notes:  # the button that was pressed is gone, and what is told needs a place
+            await self.save()
 
     def _draft(self, event: Any) -> None:
         """Offer what the browser had kept from another time."""
-        view, held = self.view, str(event.args)[: read.MOST_BYTES]
+        view, held = self.view, event.args
         self.notes.clear()
 
         def restore() -> None:
-            self.text.value = held
-            self.notes.clear()
+            self.text.value = held["text"]
+            self._take(read.Text(self.loaded.name, held["saved"], read.stamp_of(held["saved"])))
 
         def discard() -> None:
             self.notes.clear()
-            ui.run_javascript("window.catenaDraft.forget()")
+            self._forget()
 
         with self.notes, parts.card().classes("c-conflict"):
             parts.html(view.say("recipes.draft"))
