@@ -11,8 +11,9 @@ import catena
 from catena.console.pages.models import below_the_title
 from catena.console.read.models import Conflict
 from catena.core.types import ModelVersion, Score
+from catena.govern import keys
 from catena.hub.store import Store
-from tests.console.conftest import EVIL, PHONE, Small, Visit
+from tests.console.conftest import EVIL, PHONE, Small, Visit, wait
 from tests.console.read.conftest import put_model, put_report
 
 pytestmark = pytest.mark.xdist_group("console")
@@ -123,6 +124,26 @@ def test_who_is_too_late_to_move_a_tag_is_told(visit: Visit, store: Store, tmp_p
     visitor.page.wait_for_selector(".q-notification:has-text('somebody else')")
     assert store.resolve("small/raced@staging").digest == other.digest
     assert issubclass(Conflict, catena.CatenaError)
+
+
+def test_who_lost_the_right_while_asked_moves_no_tag(visit: Visit, store: Store, small: Small, tmp_path: Path) -> None:
+    first = put_model(store, tmp_path / "a", "small/asked")
+    put_model(store, tmp_path / "b", "small/asked", license="MIT")
+    store.tag("small/asked@1", "staging", by="test")
+    small.keys["leaver"], record = keys.Keys(store.index).create("leaver-key", "developer")
+    visitor = visit("leaver")
+    visitor.go("/models/small/asked@2?tab=tags")
+    visitor.page.fill(".c-card input", "staging")
+    visitor.page.click("button:has-text('Put the tag here')")
+    visitor.page.wait_for_selector(".c-dialog")
+    again = "fetch(location).then(answer => answer.text())"
+    assert "Put the tag here" in visitor.page.evaluate(again)
+    with store.index.engine.begin() as connection:
+        keys._put(connection, record.model_copy(update={"actions": ("metrics", "models")}))
+    wait(lambda: "Put the tag here" not in visitor.page.evaluate(again))
+    visitor.page.click(".c-dialog .c-mainbutton")
+    visitor.page.wait_for_selector(".q-notification")
+    assert store.resolve("small/asked@staging").digest == first.digest
 
 
 def test_a_user_may_not_move_tags(visit: Visit, store: Store) -> None:

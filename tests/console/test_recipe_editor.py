@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import pytest
 
 import catena
-from catena.console.read.audit import search
-from catena.govern.audit.reading import Query
+from catena.console.read.audit import config_of
+from catena.govern.audit.reading import Query, entries
 from tests.console.conftest import Small, Visit, Visitor, wait
 
 pytestmark = pytest.mark.xdist_group("console")
@@ -64,6 +63,11 @@ def edit(visitor: Visitor, text: str) -> None:
     """Open the recipe and write to its end."""
     visitor.go("/recipes/edited")
     visitor.page.wait_for_function("window.catenaDraft")
+    write(visitor, text)
+
+
+def write(visitor: Visitor, text: str) -> None:
+    """Write to the end of what stands in the editor."""
     visitor.page.locator(".cm-content").click()
     visitor.page.keyboard.press("Control+End")
     visitor.page.keyboard.type(text)
@@ -108,8 +112,8 @@ def test_lines_that_are_wrong_are_marked_until_they_are_right(visit: Visit, reci
 def saves(root: Path) -> int:
     """Return how often the audit trail says that the recipe was saved."""
     with catena.open(root) as workspace:
-        found = search(workspace, Query(kind="act", text="recipe.save"), "test").entries
-    return sum(json.loads(one.body)["recipe"] == "edited" for one in found)
+        acts = list(entries(workspace.store.root, config_of(workspace), Query(kind="act", text="recipe.save")))
+    return sum(act.get("recipe") == "edited" for act in acts)
 
 
 def conflict(visitor: Visitor, recipe: Path) -> None:
@@ -137,7 +141,7 @@ def test_theirs_instead_of_mine_leaves_no_draft(visit: Visit, recipe: Path) -> N
     conflict(visitor, recipe)
     visitor.page.click("text=Discard mine and load theirs")
     visitor.page.wait_for_function(f"{SAID}.includes('# theirs') && !({KEPT})")
-    visitor.page.keyboard.type("# and mine")
+    write(visitor, "# and mine")
     visitor.page.click("button:has-text('Save')")
     visitor.page.wait_for_selector(".q-notification:has-text('is saved')")
     assert "# and mine" in recipe.read_text()
@@ -167,10 +171,36 @@ def test_a_draft_writes_over_nothing_newer(visit: Visit, recipe: Path) -> None:
         visitor.page.click("button:has-text('Save')")
         visitor.page.wait_for_selector(".c-conflict:has-text('+# theirs')")
         assert recipe.read_text() == f"{GOOD}# theirs"
-        visitor.page.locator(".cm-content").click()
-        visitor.page.keyboard.press("Control+End")
-        visitor.page.keyboard.type(more)
+        write(visitor, more)
         visitor.page.wait_for_function(f"Object.values(localStorage).some(text => text.includes('{more}'))")
     visitor.page.click("text=Save mine over theirs")
     visitor.page.wait_for_function(f"!({KEPT})")
     assert recipe.read_text() == f"{GOOD}# mine and more and yet more"
+
+
+def test_who_presses_save_twice_is_not_somebody_else(visit: Visit, recipe: Path, small: Small) -> None:
+    before = saves(small.root)
+    visitor = visit("developer")
+    wire = Wire(visitor.page)
+    edit(visitor, "# one")
+    visitor.page.locator("button:has-text('Save')").dblclick()
+    wait(lambda: saves(small.root) == before + 1, 10)
+    edit(visitor, " and two")
+    visitor.page.locator("button:has-text('Save')").dblclick()
+    wait(lambda: recipe.read_text() == f"{GOOD}# one and two", 10)
+    wait(lambda: saves(small.root) == before + 2, 10)
+    assert "c-conflict" not in wire.heard
+
+
+def test_who_presses_create_twice_is_not_somebody_else(visit: Visit, recipe: Path) -> None:
+    made = recipe.with_name("twice.yaml")
+    visitor = visit("developer")
+    wire = Wire(visitor.page)
+    visitor.go("/recipes")
+    visitor.page.click("button:has-text('New recipe')")
+    visitor.page.fill(".c-dialog input >> nth=0", made.stem)
+    visitor.page.locator(".c-dialog").get_by_role("button", name="Create").dblclick()
+    visitor.page.wait_for_url("**/recipes/twice")
+    visitor.page.wait_for_selector(".cm-content:has-text('data.ingest')")
+    assert "somebody else" not in wire.heard
+    made.unlink()

@@ -86,6 +86,17 @@ def test_of_two_people_who_move_a_tag_the_slower_one_is_told(written: Written, t
     assert store.index.tags("helper") == {}
 
 
+def test_who_presses_twice_is_not_somebody_else(written: Written, tmp_path: Path) -> None:
+    store, book = written.store, ModelBook(written.store)
+    second = put_model(store, tmp_path / "next", "helper", license="Apache-2.0")
+    for _ in range(2):
+        book.tag("helper@2", "staging", None, by="ann")
+    for _ in range(2):
+        book.untag("helper", "staging", second.digest, by="ann")
+    moves = [move.digest for move in store.index.tag_history("helper") if move.tag == "staging"]
+    assert moves == [second.digest, None]
+
+
 def test_names_that_look_like_html_stay_text(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "m"
     folder.mkdir()

@@ -7,6 +7,7 @@ the text that it was made from: a draft that is saved over something newer is re
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import json
 from functools import partial
@@ -60,6 +61,7 @@ class Editor:
         self.view, self.folder, self.loaded = view, folder, loaded
         self.checked = read.Checked(())
         self.asked = 0
+        self.saving = asyncio.Lock()
 
     async def draw(self) -> None:
         """Draw the page."""
@@ -150,17 +152,21 @@ class Editor:
     async def save(self) -> bool:
         """Save the text over what was loaded; tells whether it was."""
         self.view.need("push")
-        edited = read.Text(self.loaded.name, self.text.value, self.loaded.stamp)
-        try:
-            stamp = await parts.read(read.save, self.view.workspace.store, self.folder, edited)
-        except read.Changed as error:
-            self._conflict(error)
-            return False
-        self._take(read.Text(edited.name, edited.text, stamp))
-        self._forget()
-        parts.toast(self.view.say("recipes.saved", name=edited.name))
-        await _acted(self.view, "recipe.save", recipe=edited.name, sha256=stamp)
-        return True
+        if self.saving.locked():
+            return False  # pressed twice
+        async with self.saving:
+            edited = read.Text(self.loaded.name, self.text.value, self.loaded.stamp)
+            try:
+                stamp = await parts.read(read.save, self.view.workspace.store, self.folder, edited)
+            except read.Changed as error:
+                self._conflict(error)
+                return False
+            self._take(read.Text(edited.name, edited.text, stamp))
+            self._forget()
+            parts.toast(self.view.say("recipes.saved", name=edited.name))
+            if stamp != edited.stamp:
+                await _acted(self.view, "recipe.save", recipe=edited.name, sha256=stamp)
+            return True
 
     def _take(self, loaded: read.Text) -> None:
         """Go on from a text that stands in the file, or stood there when a draft was begun."""

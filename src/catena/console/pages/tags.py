@@ -85,6 +85,7 @@ def _away(view: View, book: ModelBook, found: ModelView, tag: str) -> Callable[[
 
 async def _done(view: View, act: Callable[[], None], ref: str) -> None:
     """Do it, and draw the page anew; what somebody else did meanwhile is told and nothing is overwritten."""
+    view.need(ACTION)  # again: a dialog may have stood open for long
     try:
         await parts.read(act)
     except CatenaError as error:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -208,24 +207,25 @@ class ModelBook:
     def tag(self, ref: str, tag: str, expected: str | None, by: str) -> None:
         """Put a tag on a model. `expected` is the digest that had it when the person looked (None: nothing had it).
 
-        Raises `Conflict` where somebody else has moved it since.
+        Where it stands there already, nothing is done. Raises `Conflict` where somebody else has moved it since.
         """
-        name = ref.partition("@")[0]
-        with self._alone(name, tag, expected):
-            self.store.tag(ref, tag, by=by)
+        name, wanted = ref.partition("@")[0], self.store.resolve(ref).digest
+        with self.store.lock("tags"):
+            if self._movable(name, tag, expected, wanted):
+                self.store.tag(ref, tag, by=by)
 
     def untag(self, name: str, tag: str, expected: str, by: str) -> None:
         """Take a tag away; `expected` as for `tag`. Raises `Conflict`."""
-        with self._alone(name, tag, expected):
-            self.store.untag(name, tag, by=by)
-
-    @contextmanager
-    def _alone(self, name: str, tag: str, expected: str | None) -> Iterator[None]:
         with self.store.lock("tags"):
-            stands = self.store.index.tags(name).get((name, tag))
-            if stands != expected:
-                raise Conflict(name, tag, stands)
-            yield
+            if self._movable(name, tag, expected, None):
+                self.store.untag(name, tag, by=by)
+
+    def _movable(self, name: str, tag: str, expected: str | None, wanted: str | None) -> bool:
+        """Tell whether a tag is still to be moved: a second press finds it where the first one put it."""
+        stands = self.store.index.tags(name).get((name, tag))
+        if stands not in (expected, wanted):
+            raise Conflict(name, tag, stands)
+        return stands != wanted
 
 
 class Conflict(UsageError):

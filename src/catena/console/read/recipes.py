@@ -122,17 +122,19 @@ def template(name: str) -> str:
 def save(store: Store, folder: Path, edited: Text) -> str:
     """Write a recipe over the text that `edited.stamp` stands for, and return the new stamp.
 
-    Raises `Changed` where another text stands there, `UsageError` for a bad name or too long a text.
+    Raises `Changed` where another text stands there, `UsageError` for a bad name or too long a text. Where this text
+    stands there already, by a second press or by somebody who wrote the same, it is saved.
     """
     path = _path(folder, edited.name)
     measured(edited.name, edited.text)
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(store.root / "locks" / "recipes.lock"):
         standing = path.read_bytes().decode("utf-8", "replace") if path.exists() else None
-        stamp = NEW if standing is None else stamp_of(standing)
-        if stamp != edited.stamp:
-            raise Changed(edited.name, standing or "", stamp)
-        write_atomically(path, edited.text.encode())
+        if standing != edited.text:
+            stamp = NEW if standing is None else stamp_of(standing)
+            if stamp != edited.stamp:
+                raise Changed(edited.name, standing or "", stamp)
+            write_atomically(path, edited.text.encode())
     return stamp_of(edited.text)
 
 
