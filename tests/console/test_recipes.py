@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 
 import catena
 from catena.console import jobs
+from catena.console.pages.recipe_job import Watch
 from catena.console.read import recipes as read
 from catena.console.read.audit import search
 from catena.core.errors import DataError, NotFound, UsageError
@@ -82,7 +90,7 @@ def test_a_run_goes_to_its_end_beside_the_console(store: Store, tmp_path: Path) 
     wait(lambda: jobs.state(store, job) != "running")
     assert jobs.errors(store, job) == ""
     told = jobs.follow(store, job, jobs.Progress())
-    assert (jobs.state(store, job, told), told.steps["docs"].status) == ("done", "done")
+    assert (jobs.state(store, job), told.steps["docs"].status) == ("done", "done")
     assert told.steps["docs"].ref == "mine/docs@1"
     assert jobs.jobs(store) == [job]
     jobs._CHILDREN.pop(job.id).wait(10)  # from here on as another console sees it
@@ -98,6 +106,45 @@ def test_a_run_that_was_killed_is_known_for_it(store: Store, tmp_path: Path) -> 
     os.kill(job.pid, signal.SIGKILL)
     wait(lambda: jobs.state(store, job) == "interrupted")
     assert not jobs._lives(jobs.Job(**{**job.__dict__, "pid": os.getpid()}))  # an id that another process has now
+
+
+def test_how_a_job_ended_is_told_by_its_last_line(store: Store) -> None:
+    folder = store.root / "console" / "jobs" / "j"
+    folder.mkdir(parents=True)
+    job = jobs.Job("j", "r", "ana", "2026-01-01T00:00:00+00:00", 1, 0.0)
+    with (folder / "events.jsonl").open("w") as stream:
+        stream.write('{"event": "start", "group": "g", "steps": ["a"]}\n')
+        stream.write('{"event": "metric", "step": "a", "name": "loss", "value": 1.5, "at_step": 1}\n' * 200_000)
+        stream.write('{"event": "end", "status": "failed"}\n')
+    process = psutil.Process()
+    before = process.io_counters().read_chars
+    assert jobs.state(store, job) == "failed"
+    assert process.io_counters().read_chars - before < 2 << 20, "of 15 MB"
+    with (folder / "events.jsonl").open("a") as stream:
+        stream.write('{"event": "end", "sta')  # a kill cut it short
+    assert jobs.state(store, job) == "interrupted"
+
+
+def test_what_a_job_says_while_it_is_looked_at_is_shown(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.root / "console" / "jobs" / "j"
+    folder.mkdir(parents=True)
+    end = {"event": "end", "status": "failed", "error": {"message": "the disk is full", "hint": "Make room."}}
+    words = [sys.executable, "-c", f"input(); print({json.dumps(end)!r})"]
+    with (folder / "events.jsonl").open("wb") as said:
+        child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=said)
+    born = psutil.Process(child.pid).create_time()
+    job, lives = jobs.Job("j", "r", "ana", "2026-01-01T00:00:00+00:00", child.pid, born), jobs._lives
+    assert jobs.state(store, job) == "running"
+    # It says its last and ends just before its process is looked for.
+    monkeypatch.setattr(jobs, "_lives", lambda one: [child.communicate(b"\n"), lives(one)][1])
+    view: Any = SimpleNamespace(workspace=Workspace(store), language="en", say=lambda key, **_: key, may=lambda _: True)
+    watch = Watch(view, job)
+    for name in ("badge", "link", "stop", "steps", "log", "trouble", "errors"):
+        setattr(watch, name, SimpleNamespace(content="", set_visibility=lambda _: None))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, watch.refresh()).result()
+    assert watch.state == "failed"
+    assert "the disk is full\nMake room." in watch.errors.content
 
 
 def test_a_line_that_is_not_through_waits(store: Store) -> None:
@@ -153,7 +200,7 @@ def test_a_recipe_is_edited_checked_and_started_in_the_browser(visit: Visit, sma
     assert not fresh.errors
     with catena.open(small.root) as workspace:
         acts = [json.loads(one.body) for one in search(workspace, Query(kind="act", text="recipe."), "test").entries]
-    acts = [act for act in acts if act["recipe"] == "mine"]
+    acts = [act for act in acts if act.get("recipe") == "mine"]
     assert [act["act"] for act in acts] == ["recipe.start"], "what was not saved is no act"
     assert (acts[0]["by"], acts[0]["recipe"]) == ("developer-key", "mine")
 

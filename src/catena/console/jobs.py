@@ -31,6 +31,8 @@ from catena.hub.store import Store
 State = Literal["running", "done", "failed", "cancelled", "interrupted"]
 MOST_AT_ONCE = 8
 MOST_ERROR_BYTES = 20_000
+MOST_END_BYTES = 1 << 20
+"""Of the last line of what a job says."""
 MOST_LOG = 200
 """Lines of a log that are kept while it is read."""
 _CHILDREN: dict[str, subprocess.Popen[bytes]] = {}  # ours: asked for their end, so that none stays a zombie
@@ -135,14 +137,13 @@ def job(store: Store, id: str) -> Job:
     return found
 
 
-def state(store: Store, job: Job, told: Progress | None = None) -> State:
-    """Return how a job stands: what it said at its end, or whether its process lives."""
+def state(store: Store, job: Job) -> State:
+    """Return how a job stands: whether its process lives, or what it said at its end."""
     child = _CHILDREN.get(job.id)
     ended = child is not None and child.poll() is not None
     if not ended and _lives(job):
         return "running"
-    told = told if told is not None and told.end is not None else follow(store, job, Progress())
-    said = (told.end or {}).get("status")
+    said = _last(_folder(store, job.id) / "events.jsonl").get("status")
     return said if said in ("done", "failed", "cancelled") else "interrupted"
 
 
@@ -179,6 +180,17 @@ def stop(store: Store, job: Job) -> None:
     if state(store, job) != "running":
         raise UsageError("this run has ended already")
     os.kill(job.pid, signal.SIGTERM)
+
+
+def _last(events: Path) -> Mapping[str, Any]:
+    """Return the `end`, which is the last line, without those before it: of a training they are millions."""
+    try:
+        with events.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - MOST_END_BYTES))
+            event = json.loads(stream.read().rstrip().rpartition(b"\n")[2])
+    except (FileNotFoundError, ValueError):
+        return {}
+    return event if isinstance(event, dict) and event.get("event") == "end" else {}
 
 
 def _take(told: Progress, event: Mapping[str, Any]) -> None:

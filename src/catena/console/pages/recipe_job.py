@@ -57,8 +57,8 @@ class Watch:
     async def refresh(self) -> None:
         """Read on, and show it."""
         view = self.view
+        self.state = await parts.read(jobs.state, self.store, self.job)  # first: who has ended has said all
         self.told = await parts.read(jobs.follow, self.store, self.job, self.told)
-        self.state = await parts.read(jobs.state, self.store, self.job, self.told)
         _set(self.badge, cells.status(view.language, self.state))
         if self.told.group:
             _set(self.link, parts.link_button(view, view.say("recipes.to_run"), "runs", self.told.group))
