@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tests.console.read.conftest import put_run, write_events
 pytestmark = pytest.mark.xdist_group("console")
 LONG = "20200101-000000-long01"
 LIVE = "20200101-000000-live01"
+WAITS = "20200101-000000-wait01"
 
 
 def metric(name: str, value: float, at: int) -> dict[str, Any]:
@@ -114,6 +117,18 @@ def test_a_run_that_goes_on_is_followed_and_its_end_seen(visit: Visit, store: St
         visitor.page.wait_for_selector("text=3 / 12 steps")
     store.index.put_run(run.model_copy(update={"status": "done", "ended": now()}))
     visitor.page.wait_for_selector(".c-figure .c-good")
+    assert not visitor.errors
+
+
+def test_a_run_that_waits_to_begin_is_followed(visit: Visit, store: Store) -> None:
+    start = {"at": time.time(), "event": "start", "recipe": "waits", "steps": ["base"], "pid": os.getpid()}
+    write_events(store, WAITS, [start])
+    visitor = visit("developer")
+    visitor.go(f"/runs/{WAITS}")
+    visitor.page.wait_for_selector(".c-figure:has-text('running')")
+    put_run(store, WAITS, "base", recipe="waits")
+    visitor.page.wait_for_selector(".c-figure .c-good")
+    visitor.page.wait_for_selector(".c-table:has-text('train.pretrain')")
     assert not visitor.errors
 
 

@@ -77,7 +77,7 @@ def run_recipe(
         folder = store.group_folder(group)
         write_atomically(folder / "recipe.yaml", recipe.text.encode())
         events = Events(folder / "events.jsonl", listeners)
-        events.emit("start", group=group, recipe=recipe.name, steps=[step.key for step in steps])
+        events.emit("start", group=group, recipe=recipe.name, steps=[step.key for step in steps], pid=os.getpid())
         with store.lock("gc", shared=True), interruptible(), one_cluster():
             for step in steps:
                 inputs = {

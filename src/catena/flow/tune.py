@@ -8,6 +8,7 @@ ended. A search that is killed and started again proposes what it would have pro
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -159,7 +160,7 @@ class _Search:
     def run(self) -> Tuned:
         """Run what is missing, and report."""
         config, trials = self.config, self.journal.trials
-        self.events.emit("start", group=self.group, recipe=self.recipe.name, steps=[self.step.key])
+        self.events.emit("start", group=self.group, recipe=self.recipe.name, steps=[self.step.key], pid=os.getpid())
         progress = self.events.progress("search", config.trials, "trials", done=len(trials))
         if trials:
             self.events.log(f"going on with {len(trials)} trials that are done")

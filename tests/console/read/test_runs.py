@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import Any
 
 import pytest
 
@@ -10,7 +15,9 @@ from catena.console.read.curves import CurveBook
 from catena.console.read.logs import log_of
 from catena.console.read.runs import ABSENT, RunBook, differences
 from catena.core.errors import NotFound
+from catena.flow.plan import step_key
 from catena.hub.store import Store
+from catena.workspace import Workspace
 from tests.console.read.conftest import put_run, write_events
 
 
@@ -53,14 +60,34 @@ def test_a_run_whose_process_died_is_interrupted(store: Store) -> None:
 
 
 def test_between_two_steps_a_run_runs_as_long_as_its_process_lives(store: Store) -> None:
-    import time
-
     start = {"at": time.time(), "event": "start", "group": "2026-a", "recipe": "small", "steps": ["base", "tuned"]}
     write_events(store, "2026-a", [start])
     put_run(store, "2026-a", "base", machine={"pid": os.getpid()})
     run = RunBook(store).one("2026-a")
     assert (run.state, [step.state for step in run.steps], run.finished) == ("running", ["done", "waiting"], 1)
     put_run(store, "2026-a", "base", machine={"pid": 2**22 + 1})
+    assert RunBook(store).one("2026-a").state == "interrupted"
+
+
+def test_a_run_that_waits_for_its_first_step_runs(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("one text of some words")
+    steps = f"docs: {{stage: data.ingest, with: {{paths: [{tmp_path / 'one.txt'}]}}}}"
+    (tmp_path / "waits.yaml").write_text(f"name: waits\nsteps:\n  {steps}\n")
+    workspace, begun = Workspace(store), Queue[dict[str, Any]]()
+    recipe = workspace.recipe(tmp_path / "waits.yaml")
+    with ThreadPoolExecutor(1) as pool:
+        with store.lock(f"step-{step_key(recipe.steps['docs'], {})[:32]}"):
+            ends = pool.submit(workspace.run, recipe, listeners=[begun.put])
+            group = begun.get(timeout=60)["group"]
+            run = RunBook(store).one(group)
+            assert (run.state, run.recipe, [step.state for step in run.steps]) == ("running", "waits", ["waiting"])
+        ends.result(60)
+    assert RunBook(store).one(group).state == "done"
+
+
+@pytest.mark.parametrize("process", [{}, {"pid": 2**22 + 1}])
+def test_a_run_that_died_before_its_first_step_is_interrupted(store: Store, process: dict[str, int]) -> None:
+    write_events(store, "2026-a", [{"at": time.time(), "event": "start", "steps": ["base"], **process}])
     assert RunBook(store).one("2026-a").state == "interrupted"
 
 

@@ -185,7 +185,7 @@ class RunBook:
         )
 
     def _beginning(self, group: str) -> RunState | None:
-        """Return a run that has written nothing but its first event."""
+        """Return a run that has no step yet: its first one may be the work of another run, which it waits for."""
         if not group or "/" in group or group.startswith("."):
             return None
         first = first_event(self.folder(group) / "events.jsonl")
@@ -193,7 +193,8 @@ class RunBook:
             return None
         at = datetime.fromtimestamp(float(first.get("at") or 0), UTC)
         steps = tuple(StepState("", str(name)) for name in first.get("steps") or ())
-        return RunState(group, str(first.get("recipe") or ""), "interrupted", at, None, steps)
+        state = "running" if _lives(first.get("pid"), first) else "interrupted"
+        return RunState(group, str(first.get("recipe") or ""), state, at, None, steps)
 
     def _step(self, run: Mapping[str, Any], status: str, output: str | None) -> StepState:
         if status == "running" and not self._held(str(run.get("key") or "")):
