@@ -204,3 +204,15 @@ def test_who_presses_create_twice_is_not_somebody_else(visit: Visit, recipe: Pat
     visitor.page.wait_for_selector(".cm-content:has-text('data.ingest')")
     assert "somebody else" not in wire.heard
     made.unlink()
+
+
+def test_a_recipe_with_line_ends_of_another_system_is_edited_as_any_other(visit: Visit, recipe: Path) -> None:
+    recipe.write_bytes(GOOD.replace("\n", "\r\n").encode())
+    visitor = visit("developer")
+    edit(visitor, "# mine")
+    visitor.page.keyboard.press("ArrowUp")
+    visitor.page.keyboard.press("End")
+    visitor.page.keyboard.type(" # 和我的 😀")
+    visitor.page.click("button:has-text('Save')")
+    visitor.page.wait_for_selector(".q-notification:has-text('is saved')")
+    assert recipe.read_bytes().decode() == GOOD.replace("[texts]}", "[texts]} # 和我的 😀") + "# mine"

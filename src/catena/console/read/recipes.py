@@ -1,7 +1,8 @@
 """Recipes as files that people edit: the list, the text with a stamp, checks with lines, and saving without loss.
 
 A recipe is saved only over the text that its editor had loaded: the stamp is the SHA-256 of that text. Who saves over
-something newer is shown both texts and decides; nothing is ever written over silently.
+something newer is shown both texts and decides; nothing is ever written over silently. Lines end with a line feed here,
+whatever they end with in the file: an editor counts each end as one character.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def loaded(folder: Path, name: str) -> Text:
         size = path.stat().st_size
         if size > MOST_BYTES:
             raise _too_long(name, f"{size:,} bytes")
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_text("utf-8")
     except FileNotFoundError:
         raise NotFound(f"there is no recipe {name!r}", hint=f"Recipes are the files *.yaml in {folder}.") from None
     except UnicodeDecodeError as error:
@@ -129,7 +130,7 @@ def save(store: Store, folder: Path, edited: Text) -> str:
     measured(edited.name, edited.text)
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(store.root / "locks" / "recipes.lock"):
-        standing = path.read_bytes().decode("utf-8", "replace") if path.exists() else None
+        standing = path.read_text("utf-8", "replace") if path.exists() else None
         if standing != edited.text:
             stamp = NEW if standing is None else stamp_of(standing)
             if stamp != edited.stamp:
