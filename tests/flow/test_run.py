@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,22 @@ def test_do_runs_one_stage_on_stored_things(ws: c.Workspace, recipe: Path) -> No
     artifact = ws.do("example.shout", {"source": "demo/small"}, {"mark": "~"}, name="by-hand")
     assert ws.resolve("by-hand") == artifact
     assert artifact.license == "CC0-1.0"
+
+
+def test_a_run_sees_one_version_of_what_it_names_whatever_is_stored_meanwhile(ws: c.Workspace, recipe: Path) -> None:
+    first = ws.run(recipe, until="small").outputs["small"]
+    without = "".join(line for line in RECIPE.splitlines(True) if "example.numbers" not in line)
+    recipe.write_text(without.replace("small", "given"))
+    ws.store.index.add_name("given", first.digest)
+    other = ws.do("example.numbers", {}, {"rows": 6})
+
+    def stored_meanwhile(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == "loud" and event["status"] == "done":
+            ws.store.index.add_name("given", other.digest)
+
+    run = ws.run(recipe, listeners=[stored_meanwhile])
+    assert ws.resolve("given") == other
+    assert run.runs["loud"].inputs == run.runs["other"].inputs == {"source": first.digest}
 
 
 def test_a_damaged_file_is_named_and_not_used(ws: c.Workspace, recipe: Path) -> None:

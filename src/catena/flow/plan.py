@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +39,15 @@ def step_key(step: Step, inputs: Mapping[str, Artifact]) -> str:
     )
 
 
+def stored_inputs(store: Store, recipe: Recipe, steps: Iterable[Step]) -> dict[str, Artifact]:
+    """Return what these steps use that no step of the recipe makes, by reference.
+
+    All at once, before the first step: a tag that moves during a run would give it two versions of one thing.
+    """
+    targets = dict.fromkeys(target for step in steps for target in step.use.values())
+    return {target: store.resolve(target) for target in targets if target not in recipe.steps}
+
+
 def find_done(store: Store, key: str) -> tuple[Run, Artifact] | None:
     """Return the newest finished run with this key whose output is still whole at a glance (every file, its size)."""
     for run in reversed(store.index.find_runs(key=key, status="done")):
@@ -59,18 +68,16 @@ def present(store: Store, artifact: Artifact) -> bool:
 
 def make_plan(store: Store, recipe: Recipe, *, until: str | None = None, refresh: bool = False) -> list[PlannedStep]:
     """Say for each step whether it comes from the store. Nothing runs."""
-    known: dict[str, Artifact] = {}
+    steps = recipe.until(until)
+    known = stored_inputs(store, recipe, steps)
     planned = []
-    for step in recipe.until(until):
-        waits = [target for target in step.use.values() if target in recipe.steps and target not in known]
+    for step in steps:
+        waits = [target for target in step.use.values() if target not in known]
         row = PlannedStep(step.key, step.stage.name, "run", "", dict(step.use), step.name)
         if waits:
             planned.append(_with(row, f"after {', '.join(dict.fromkeys(waits))}"))
             continue
-        inputs = {
-            name: known[target] if target in recipe.steps else store.resolve(target)
-            for name, target in step.use.items()
-        }
+        inputs = {name: known[target] for name, target in step.use.items()}
         found = find_done(store, step_key(step, inputs))
         if refresh and step.stage.volatile:
             planned.append(_with(row, "looks at the world again (--refresh)"))

@@ -28,7 +28,7 @@ from catena.core.events import Events, Listener
 from catena.core.stage import Context
 from catena.core.types import KINDS, Artifact, Run, RunStatus
 from catena.data.executors import one_cluster
-from catena.flow.plan import find_done, step_key
+from catena.flow.plan import find_done, step_key, stored_inputs
 from catena.flow.recipe import Recipe, Step
 from catena.hub.files import write_atomically
 from catena.hub.index import now
@@ -79,11 +79,10 @@ def run_recipe(
         events = Events(folder / "events.jsonl", listeners)
         events.emit("start", group=group, recipe=recipe.name, steps=[step.key for step in steps], pid=os.getpid())
         with store.lock("gc", shared=True), interruptible(), one_cluster():
+            stored = stored_inputs(store, recipe, steps)
             for step in steps:
-                inputs = {
-                    name: result.outputs[target] if target in recipe.steps else store.resolve(target)
-                    for name, target in step.use.items()
-                }
+                known = stored | result.outputs
+                inputs = {name: known[target] for name, target in step.use.items()}
                 _Step(store, recipe, step, inputs, events, result).run(refresh=refresh and step.stage.volatile)
             result.status = "done"
             result.seconds = time.monotonic() - started
