@@ -185,6 +185,29 @@ def test_objectives_may_be_several_and_measured_by_a_later_step(ws: c.Workspace,
     assert isinstance(ws.resolve("demo/loud/trial@1"), DatasetVersion)
 
 
+def test_a_search_is_another_when_what_it_is_measured_with_has_changed(ws: c.Workspace, tmp_path: Path) -> None:
+    ws.do("example.numbers", {}, {"rows": 4}, name="given")
+    measured = ws.do("example.numbers", {}, {"rows": 4}, name="evalset")
+    recipe = tmp_path / "measured.yaml"
+    recipe.write_text(
+        """\
+        name: measured
+        steps:
+          base: {stage: example.descend, use: {source: given}}
+          checked: {stage: data.decontaminate, use: {source: base, against: evalset}}
+        tune:
+          {step: base, measure: checked, trials: 2, objectives: [{metric: seconds}], space: {rate: {low: 0.1, high: 1}}}
+        """
+    )
+    first = ws.tune(recipe)
+    assert ws.tune(recipe).ref == first.ref
+    ws.do("example.numbers", {}, {"rows": 40}, name="evalset")
+    ws.tune(recipe)
+    runs = ws.store.index.find_runs(stage="data.decontaminate", status="done")
+    assert [run.inputs["against"] == measured.digest for run in runs] == [True, True, False, False]
+    assert {run.uses["against"] for run in runs} == {"evalset@1", "evalset@2"}
+
+
 def test_one_stage_is_searched_as_a_recipe_of_one_step(ws: c.Workspace, recipe: Path) -> None:
     from catena.flow.recipe import one_step
 

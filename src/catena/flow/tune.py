@@ -23,7 +23,7 @@ from catena.core.errors import Cancelled, ConfigError, DataError, UsageError
 from catena.core.events import Events, Listener
 from catena.core.types import Artifact, Report, Run, Score
 from catena.flow.journal import Journal, line_of, trial_from
-from catena.flow.plan import find_done, step_key
+from catena.flow.plan import find_done, step_key, stored_inputs
 from catena.flow.recipe import Recipe, Step
 from catena.flow.run import describe_machine, interruptible, run_recipe
 from catena.flow.search import Trial, bars as bars_of, front, is_over, phase_of, propose, ranked, waits_for
@@ -69,9 +69,10 @@ def tune(store: Store, recipe: Recipe, *, listeners: Iterable[Listener] = (), on
             hint="Write one, or give --step and --space to `catena tune`.",
         )
     guard()
-    search = _Search(store, recipe, recipe.tune, tuple(listeners), on)
-    with store.lock("gc", shared=True), store.lock(f"tune-{search.key[:32]}"):
-        return search.before() or search.run()
+    with store.lock("gc", shared=True):
+        search = _Search(store, recipe, recipe.tune, tuple(listeners), on)
+        with store.lock(f"tune-{search.key[:32]}"):
+            return search.before() or search.run()
 
 
 def with_search(recipe: Recipe, section: Mapping[str, Any]) -> Recipe:
@@ -104,15 +105,15 @@ class _Search:
         self.store, self.recipe, self.listeners, self.on = store, recipe, listeners, on
         self.step = recipe.steps[config.step]
         self.config = config.model_copy(update={"space": space_of(self.step.config, config)})
-        self.inputs, self.refs = self._upstream()
         between = _between(recipe, config)
+        self.given, self.refs = self._upstream(between)
+        self.inputs = self._inputs(self.step)
         self.steps = [self._wired(step) for step in between]
-        # Further steps count by what is written; the tuned one by all that decides its output.
         self.key = digest_of(
             {
                 "search": self.config.model_dump(mode="json", exclude={"tag"}),
                 "step": step_key(self.step, self.inputs),
-                "measured by": [step_record(step) for step in self.steps[1:]],
+                "measured by": [[step.key, step.use, step_key(step, self._inputs(step))] for step in between[1:]],
             }
         )
         self.started = now()
@@ -120,21 +121,21 @@ class _Search:
         self.events = Events(store.group_folder(self.group) / "events.jsonl", listeners)
         self.journal = Journal(store.workdir(self.key) / "trials.jsonl")
 
-    def _upstream(self) -> tuple[dict[str, Artifact], dict[str, str]]:
-        """Make what the searched steps are given; returns the tuned step's inputs, and a reference for each step."""
-        inside = {step.key for step in _between(self.recipe, self.config)}
-        needed = [
-            step.key for step in self.recipe.until(self.config.measure or self.config.step) if step.key not in inside
-        ]
+    def _upstream(self, between: Sequence[Step]) -> tuple[dict[str, Artifact], dict[str, str]]:
+        """Make what the searched steps are given; returns it, and `name@version` of it, by step or reference."""
+        given = stored_inputs(self.store, self.recipe, between)
+        refs = {target: self._ref(item.digest, target.partition("@")[0]) for target, item in given.items()}
+        inside = {step.key for step in between}
+        wanted = self.recipe.until(self.config.measure or self.config.step)
+        needed = {step.key: step for step in wanted if step.key not in inside}
         if not needed:
-            return {name: self.store.resolve(target) for name, target in self.step.use.items()}, {}
-        upstream = replace(self.recipe, steps={key: self.recipe.steps[key] for key in needed})
-        done = run_recipe(self.store, upstream, listeners=self.listeners, on=self.on)
-        found = {
-            name: done.outputs[target] if target in done.outputs else self.store.resolve(target)
-            for name, target in self.step.use.items()
-        }
-        return found, done.names
+            return given, refs
+        done = run_recipe(self.store, replace(self.recipe, steps=needed), listeners=self.listeners, on=self.on)
+        return given | done.outputs, refs | done.names
+
+    def _inputs(self, step: Step) -> dict[str, Artifact]:
+        """Return what a step is given from outside the search."""
+        return {name: self.given[target] for name, target in step.use.items() if target in self.given}
 
     def _wired(self, step: Step) -> Step:
         use = {name: self.refs.get(target, target) for name, target in step.use.items()}
