@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from catena.flow.search import Trial, bars, front, is_over, phase_of, propose, ranked, waits_for
-from catena.flow.space import Parameter, TuneConfig, default_space, inside, shrink
+from catena.flow.space import Parameter, TuneConfig, default_space, inside, problems_of, shrink
+from catena.train.sft import SftConfig
 
 SPACE = {
     "rate": {"kind": "log", "low": 1e-5, "high": 1.0},
@@ -160,3 +161,14 @@ def test_the_default_space_is_that_of_fine_tuning() -> None:
     warm = default_space({"learning_rate": 1, "warmup_steps": 1}, 200)["warmup_steps"]
     assert (warm.low, warm.high) == (10, 20)
     assert list(default_space({"warmup_steps": 1}, None)) == []
+
+
+def test_what_changes_nothing_of_the_output_is_not_searched() -> None:
+    step = SftConfig()
+    sizes = {"kind": "choice", "choices": [4, 8]}
+    space = {"micro_batch_size": sizes, "batch_size": sizes}
+    ((path, said),) = problems_of(config(space=space), {"base": step})
+    assert path == ("space", "micro_batch_size")
+    assert "every trial would be the first one" in said
+    servers = {"parallel.data": {"kind": "choice", "choices": ["ddp", "server"]}}
+    assert problems_of(config(space=servers), {"base": step}) == []

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from catena.core.errors import DataError, RecipeError, UsageError
+from catena.core.errors import Cancelled, DataError, RecipeError, UsageError
 from catena.core.sample import Sample
 from catena.core.types import DatasetVersion, ModelVersion
 from catena.hub.store import Store
@@ -363,3 +363,32 @@ def test_python_handle_trains_on_what_the_dataset_is(
             handle.train(conversations.digest, epochs=2, phases=[{"steps": 1}])
         with pytest.raises(RecipeError, match="batch_sise"):
             handle.train(conversations.digest, batch_sise=2)
+
+
+def test_a_stopped_training_goes_on_with_other_settings_that_change_nothing_of_what_is_learnt(
+    store: Store, words: ModelVersion, documents: DatasetVersion
+) -> None:
+    for made in (words, documents):
+        store.index.add_artifact(made)
+    said: list[str] = []
+
+    def train(stop: int, **config: Any) -> ModelVersion:
+        def listen(event: dict[str, Any]) -> None:
+            said.extend([event["message"]] if event["event"] == "log" else ())
+            if event.get("name") == "loss" and event["at_step"] == stop:
+                raise KeyboardInterrupt
+
+        values = {**PRETRAIN.model_dump(exclude_unset=True), "checkpoint_seconds": 0, **config}
+        inputs = {"tokenizer": words.digest, "data": documents.digest}
+        made = workspace.do("train.pretrain", inputs, values, listeners=[listen])
+        assert isinstance(made, ModelVersion)
+        return made
+
+    with Workspace(store) as workspace:
+        with pytest.raises(Cancelled):
+            train(6)
+        once = train(0, micro_batch_size=4, gradient_checkpointing=True, checkpoint_seconds=60)
+        assert any("going on from step" in line for line in said), said
+        assert train(0, parallel={"processes": 2}).digest == once.digest
+        with pytest.raises(Cancelled):
+            train(2, parallel={"compression": "float16"})  # which is another training

@@ -35,6 +35,10 @@ class Config(BaseModel):
         """Return the content address of all values, defaults included."""
         return digest_of(self.model_dump(mode="json"))
 
+    def deciding(self) -> dict[str, Any]:
+        """Return, as JSON, the values that decide what comes out; with the others changed, a step goes on."""
+        return self.model_dump(mode="json")
+
     def modules(self) -> tuple[str, ...]:
         """Return the modules that these values choose (a filter by its name): their code is part of the step."""
         return ()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from catena.core.config import check
 from catena.core.digest import digest_of
 from catena.core.types import Artifact, DatasetVersion, Run
 from catena.flow.recipe import Recipe, Step
@@ -32,7 +33,7 @@ def step_key(step: Step, inputs: Mapping[str, Artifact]) -> str:
         {
             "stage": step.stage.name,
             "code": step.stage.code(step.config),
-            "config": step.config.model_dump(mode="json"),
+            "config": step.config.deciding(),
             "seed": step.seed,
             "inputs": {name: artifact.digest for name, artifact in inputs.items()},
         }
@@ -100,12 +101,13 @@ def _with(row: PlannedStep, reason: str) -> PlannedStep:
 
 def _why(store: Store, step: Step) -> str:
     """Say what differs from the last finished run of this step."""
-    before = [run for run in store.index.find_runs(step=step.key, stage=step.stage.name) if run.status == "done"]
-    if not before:
+    done = [run for run in store.index.find_runs(step=step.key, stage=step.stage.name) if run.status == "done"]
+    if not done:
         return "new"
-    last = before[-1]
-    config = step.config.model_dump(mode="json")
-    changed = sorted(key for key in config.keys() | last.config.keys() if config.get(key) != last.config.get(key))
+    last = done[-1]
+    old, _ = check(type(step.config), last.config)
+    config, before = step.config.deciding(), old.deciding() if old else last.config
+    changed = sorted(key for key in config.keys() | before.keys() if config.get(key) != before.get(key))
     if changed:
         return "changed: " + ", ".join(changed)
     if last.seed != step.seed:

@@ -193,9 +193,13 @@ def problems_of(tune: TuneConfig, configs: Mapping[str, Config]) -> list[tuple[t
         return [(("space",), f"the step {tune.step!r} has none of the values that are searched by default.")]
     found = []
     for name, parameter in space.items():
-        for value in parameter.ends:
-            _, problems = check(type(config), with_values(config, {name: value}))
+        made = []
+        for value in dict.fromkeys(parameter.ends):
+            tried, problems = check(type(config), with_values(config, {name: value}))
             found += [(("space", name), problem.line()) for problem in problems]
+            made += [tried.deciding()] if tried else []
+        if len(made) > 1 and all(other == made[0] for other in made):
+            found.append((("space", name), "it changes nothing of what comes out: every trial would be the first one."))
     return list(dict.fromkeys(found))
 
 

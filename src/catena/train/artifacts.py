@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from catena.train.encode import Encoding
     from catena.train.tokens import Tokens
 
-HOW = ("parallel", "micro_batch_size", "gradient_checkpointing", "checkpoint_seconds", "checkpoint_keep")
-"""Fields of a training's config that change how it is done, and nothing that it does."""
 UNKNOWN = "unknown_tokens"
 """Count of tokens of a text that stand for a character which the vocabulary lacks."""
 
@@ -87,8 +85,7 @@ def fingerprint(ctx: Context, config: Config, *inputs: ArtifactBase) -> str:
 
     How the work is shared is left out: a checkpoint of two processes may be gone on from by one.
     """
-    values = config.model_dump(mode="json", exclude=set(HOW))
-    return digest_of([values, ctx.seed, [item.digest for item in inputs]])
+    return digest_of([config.deciding(), ctx.seed, [item.digest for item in inputs]])
 
 
 def seed_of(ctx: Context) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,10 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 OptimizerName = Literal["adamw", "sgd", "lion", "muon", "adafactor"]
 Compile = Literal["auto", "on", "off"]
+
+
+HOW = frozenset({"micro_batch_size", "gradient_checkpointing", "checkpoint_seconds", "checkpoint_keep"})
+"""Fields of a training's config that change how it is done, and nothing that it does."""
 
 
 class TrainConfig(Config):
@@ -71,6 +75,10 @@ class TrainConfig(Config):
     """What is watched, and what is done about it."""
     parallel: ParallelConfig = ParallelConfig()
     """How several processes share the work; one process needs nothing of it."""
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the values that decide what is learnt: a run that is stopped may go on with the others changed."""
+        return self.model_dump(mode="json", exclude={*HOW, *(("parallel",) if self.parallel.exact else ())})
 
 
 class SplitConfig(TrainConfig):

@@ -38,3 +38,8 @@ class ParallelConfig(Config):
     """Rank of PowerSGD's factors (arXiv 1905.13727)."""
     patience_s: float = Field(default=600.0, gt=0)
     """Seconds that a process waits for the others, at the start and in each exchange, before it gives them up."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether what is learnt is what one process learns: no gradient comes late or is made smaller."""
+        return self.data != "server" and self.compression == "none"
