@@ -154,6 +154,26 @@ def test_with_previous_only_what_is_new_goes_on(context: Context) -> None:
         assert [reason for _, reason, _ in rejects(context.store, made)] == ["duplicate_of_stored"]
 
 
+def test_with_previous_all_that_was_stored_counts_and_each_name_has_its_own(context: Context) -> None:
+    texts = {"raw-1": ("alpha one two", "u three four"), "raw-2": ("beta five six",)}
+    texts["raw-3"] = ("alpha one two", "gamma seven eight", "u three four")
+    with open_workspace(context.store.root) as workspace:
+        for name, lines in texts.items():
+            put_named(workspace, name, documents(context.store, *lines))
+
+        def made(name: str, source: str) -> list[str]:
+            out = workspace.do("data.dedup", {"source": source}, {"previous": True}, name=name)
+            return [sample.text for sample in samples(context.store, out)]
+
+        assert [made("news", source) for source in texts] == [
+            ["alpha one two", "u three four"],
+            ["beta five six"],
+            ["gamma seven eight"],
+        ]
+        assert made("news", "raw-3") == ["gamma seven eight"]  # done again, it sees what it saw
+        assert made("blog", "raw-3") == list(texts["raw-3"])  # another name has another history
+
+
 def test_conversations_are_compared_too(context: Context) -> None:
     talk = [{"role": "user", "content": "what does this do?"}, {"role": "assistant", "content": "it copies a file"}]
     source = put(context.store, [Sample(key, {"messages": talk}) for key in "ba"], "conversation")

@@ -7,8 +7,8 @@ that says where, what, and what was meant.
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
@@ -38,6 +38,13 @@ class Config(BaseModel):
     def deciding(self) -> dict[str, Any]:
         """Return, as JSON, the values that decide what comes out; with the others changed, a step goes on."""
         return self.model_dump(mode="json")
+
+    def after(self, stored: Callable[[], tuple[str, ...]]) -> Self:
+        """Return these values with what was stored before under the output's name, if that decides what comes out.
+
+        `stored` gives the digests, oldest first.
+        """
+        return self
 
     def modules(self) -> tuple[str, ...]:
         """Return the modules that these values choose (a filter by its name): their code is part of the step."""

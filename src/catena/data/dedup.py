@@ -9,9 +9,9 @@ Texts stay on disk, memory is some 150 bytes a row, and any number of workers, h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
 from pydantic import Field
@@ -37,9 +37,15 @@ class DedupConfig(Config):
     near: bool = True
     """Look for near-duplicates too, not only for equal texts."""
     previous: bool = False
-    """Reject what duplicates a row of the newest stored version of the output's name: only what is new goes on."""
+    """Reject what duplicates a row of any version stored under the output's name: only what is new goes on."""
+    stored: tuple[str, ...] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Digests of these versions; filled in before the step."""
     workers: int = Field(default=0, ge=0, exclude=True)
     """Processes that sign; 0 for one per processor. The result is the same for any number, so no step runs again."""
+
+    def after(self, stored: Callable[[], tuple[str, ...]]) -> Self:
+        """Return these values with the versions that count as seen."""
+        return self.model_copy(update={"stored": stored()}) if self.previous and self.stored is None else self
 
 
 def find_duplicates(texts: Sequence[str], ids: Sequence[str], cfg: DedupConfig) -> Duplicates:
@@ -58,13 +64,14 @@ def _signing(cfg: DedupConfig) -> SignConfig:
     return SignConfig(ngram=cfg.ngram, bands=cfg.bands if cfg.near else 0, rows=cfg.rows)
 
 
-def older_than(ctx: Context, previous: bool, against: DatasetVersion | None) -> list[DatasetVersion]:
-    """Return the stored datasets whose rows count as seen: `against`, and the newest version of the output's name."""
-    found = [] if against is None else [against]
-    before = ctx.store.latest(ctx.name) if previous else None
-    if isinstance(before, DatasetVersion) and before not in found:
-        found.append(before)
-    return found
+def older_than(ctx: Context, cfg: DedupConfig, against: DatasetVersion | None) -> list[DatasetVersion]:
+    """Return the stored datasets whose rows count as seen: `against`, and what was stored under the output's name."""
+    found = {} if against is None else {against.digest: against}
+    for digest in cfg.stored or ():
+        artifact = ctx.store.resolve(digest)
+        if isinstance(artifact, DatasetVersion):
+            found[digest] = artifact
+    return list(found.values())
 
 
 def _sign(ctx: Context, cfg: DedupConfig, dataset: DatasetVersion) -> list[Path]:
@@ -95,8 +102,9 @@ def dedup(
     from catena.data.duplicates import find, ranks
     from catena.data.signing import SignedShards
 
+    cfg = cfg.after(lambda: tuple(row.digest for row in ctx.store.index.versions(name=ctx.name)))
     bands = cfg.bands if cfg.near else 0
-    older = older_than(ctx, cfg.previous, against)
+    older = older_than(ctx, cfg, against)
     signed = SignedShards([folder for dataset in (*older, source) for folder in _sign(ctx, cfg, dataset)])
     stored = sum(dataset.rows for dataset in older)
     ids = [ctx.store.open_dataset(dataset).table(["_id"]).column("_id") for dataset in (*older, source)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Literal
 
 from catena.core.config import check
@@ -49,6 +50,23 @@ def stored_inputs(store: Store, recipe: Recipe, steps: Iterable[Step]) -> dict[s
     return {target: store.resolve(target) for target in targets if target not in recipe.steps}
 
 
+def after_stored(store: Store, step: Step, inputs: Mapping[str, Artifact]) -> Step:
+    """Return a step whose config has what was stored under its output's name before, if that counts for it."""
+    return replace(step, config=step.config.after(lambda: _stored_before(store, step, inputs)))
+
+
+def _stored_before(store: Store, step: Step, inputs: Mapping[str, Artifact]) -> tuple[str, ...]:
+    """Return the digests under a step's name, up to what it made of these inputs: done again, it sees what it saw."""
+    digests = {name: artifact.digest for name, artifact in inputs.items()}
+    mine = {
+        run.output
+        for run in store.index.find_runs(stage=step.stage.name)
+        if run.name == step.name and run.inputs == digests
+    }
+    named = dict.fromkeys(row.digest for row in store.index.versions(name=step.name))
+    return tuple(takewhile(lambda digest: digest not in mine, filter(store.index.artifact, named)))
+
+
 def find_done(store: Store, key: str) -> tuple[Run, Artifact] | None:
     """Return the newest finished run with this key whose output is still whole at a glance (every file, its size)."""
     for run in reversed(store.index.find_runs(key=key, status="done")):
@@ -79,6 +97,7 @@ def make_plan(store: Store, recipe: Recipe, *, until: str | None = None, refresh
             planned.append(_with(row, f"after {', '.join(dict.fromkeys(waits))}"))
             continue
         inputs = {name: known[target] for name, target in step.use.items()}
+        step = after_stored(store, step, inputs)
         found = find_done(store, step_key(step, inputs))
         if refresh and step.stage.volatile:
             planned.append(_with(row, "looks at the world again (--refresh)"))
