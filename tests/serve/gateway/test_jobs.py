@@ -190,6 +190,7 @@ def test_a_file_with_mistakes_fails_whole(start: Start, client_for: Any) -> None
         chat_line("d", "hi", stream=True),
         {"custom_id": "e", "method": "POST", "url": ENDPOINT},
         {**good, "custom_id": "f", "priority": 1},
+        chat_line("g", "hi", metadata=json.loads("[" * 300 + "]" * 300)),
     ]
     done = ended(client, submit(client, jsonl(*wrong) + b"{nonsense\n").id)
     assert done.status == "failed"
@@ -200,7 +201,8 @@ def test_a_file_with_mistakes_fails_whole(start: Start, client_for: Any) -> None
         (5, "unsupported_parameter"),
         (6, "missing_required_parameter"),
         (7, "unknown_parameter"),
-        (8, "invalid_json_line"),
+        (8, "invalid_body"),
+        (9, "invalid_json_line"),
     ]
     assert running.seen() == []
 

@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from catena.core.config import parse
+from catena.core.errors import EnvironmentProblem
 from catena.govern.audit.reading import Query, entries
 from catena.govern.config import AuditConfig, AuthConfig, GovernConfig, ModerationConfig
 from catena.govern.keys import Keys
@@ -74,11 +75,11 @@ def test_a_job_is_one_gateways_until_its_lease_ends(queues: tuple[Queue, Queue])
     assert held is not None
     assert two.claim("two", 60, (), batches=True) is None
     one.add_results("b1", "one", [Result(1, True, "first", 3, 4)])
-    assert one.beat("one", 0.3) == {"b1": "validating"}
+    assert one.beat("one", 0.3, ["b1"]) == {"b1": "validating"}
     time.sleep(0.35)
     taken = two.claim("two", 60, (), batches=True)
     assert taken is not None
-    assert one.beat("one", 60) == {}
+    assert one.beat("one", 60, ["b1"]) == {}
     with pytest.raises(Lost):
         one.add_results("b1", "one", [Result(2, True, "late")])
     with pytest.raises(Lost):
@@ -91,6 +92,18 @@ def test_a_job_is_one_gateways_until_its_lease_ends(queues: tuple[Queue, Queue])
     assert two.counts("b1") == (1, 1, 3, 4)
     two.release("two")
     assert one.claim("one", 60, (), batches=True) is not None
+
+
+def test_only_what_is_worked_on_is_held_for_longer(queues: tuple[Queue, Queue]) -> None:
+    one, two = queues
+    for id in ("b1", "b2"):
+        one.add(job(id), 5)
+        assert one.claim("one", 0.3, (), batches=True)
+    assert one.beat("one", 60, ["b1"]) == {"b1": "validating"}
+    time.sleep(0.35)
+    taken = two.claim("two", 60, (), batches=True)
+    assert taken is not None
+    assert taken.id == "b2"
 
 
 def test_responses_come_first_and_tenants_take_turns(queues: tuple[Queue, Queue]) -> None:
@@ -140,6 +153,54 @@ def test_two_gateways_share_a_queue_in_postgresql(start: Start, client_for: Any,
     told = [len(one.seen()) for one in (first, second)]
     assert sum(told) == 60
     assert min(told) > 0
+
+
+def test_a_job_that_failed_once_is_tried_again_by_the_same_gateway(
+    start: Start,
+    client_for: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    change, failed = Queue.change, [False]
+
+    def once_away(queue: Queue, id: str, how: Any, *, owner: str | None = None) -> Job | None:
+        if owner and not failed[0]:
+            failed[0] = True
+            raise EnvironmentProblem("the database did not answer")
+        return change(queue, id, how, owner=owner)
+
+    monkeypatch.setattr(Queue, "change", once_away)
+    client = client_for(start(jobs={"lease_s": 0.6, "poll_s": 0.1}))
+    answer = client.responses.create(model="m", input="hi", background=True)
+    assert answered(client, answer.id).status == "completed"
+    assert failed == [True]
+
+
+def test_what_is_taken_while_a_beat_is_under_way_is_not_lost(
+    start: Start,
+    client_for: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = start(jobs={"lease_s": 3, "poll_s": 0.1})
+    client, looked, armed = client_for(running), threading.Event(), threading.Event()
+    beat = Queue.beat
+
+    def slow(queue: Queue, *given: Any) -> dict[str, str]:
+        found = beat(queue, *given)
+        if armed.is_set():  # it has looked; what it found comes when two more jobs have been taken
+            armed.clear()
+            looked.set()
+            eventually(lambda: running.gateway.pools["m"].running >= 3)
+        return found
+
+    monkeypatch.setattr(Queue, "beat", slow)
+    first = client.responses.create(model="m", input="sleep 3", background=True)
+    eventually(lambda: running.gateway.pools["m"].running)
+    armed.set()
+    assert looked.wait(30)
+    second = client.responses.create(model="m", input="sleep 1.5", background=True)
+    batch = submit(client, jsonl(*(chat_line(f"r{number}", "sleep 0.5") for number in range(10))))
+    assert ended(client, batch.id).status == "completed"
+    assert [answered(client, one.id).status for one in (first, second)] == ["completed"] * 2
 
 
 GOVERN = GovernConfig(auth=AuthConfig(on=True), audit=AuditConfig(on=True), moderation=ModerationConfig(on=True))

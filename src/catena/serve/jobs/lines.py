@@ -12,6 +12,7 @@ import orjson
 
 from catena.serve.inner import Answered
 from catena.serve.jobs.tables import Result
+from catena.serve.wire import MOST_DEEP, too_deep
 
 KEYS = {"custom_id", "method", "url", "body"}
 LONGEST_ID = 512
@@ -90,6 +91,8 @@ def _mistake(data: bytes, endpoint: str, known: set[str], models: set[str]) -> t
         return "invalid_url", f"url must be {endpoint}, as the batch says", "url"
     if not isinstance(body, dict):
         return "invalid_body", "body must be an object", "body"
+    if too_deep(data, body):
+        return "invalid_body", f"body is nested more than {MOST_DEEP} levels deep", "body"
     if not isinstance(body.get("model"), str) or not body["model"]:
         return "missing_required_parameter", "body.model is required", "body.model"
     for name in ("stream", "background"):

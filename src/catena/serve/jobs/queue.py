@@ -214,12 +214,13 @@ class Queue:
             self.remove(row.id)
         return job
 
-    def beat(self, owner: str, lease_s: float) -> dict[str, str]:
-        """Hold one's jobs for longer; returns them with their states."""
+    def beat(self, owner: str, lease_s: float, held: Collection[str]) -> dict[str, str]:
+        """Hold these jobs for longer; returns those that are one's own still, with their states."""
+        mine = (jobs.c.owner == owner, jobs.c.id.in_(held))
         with self._write() as connection:
-            mine = update(jobs).where(jobs.c.owner == owner, jobs.c.status.in_(ACTIVE))
-            connection.execute(mine.values(lease=time.time() + lease_s))
-            rows = connection.execute(select(jobs.c.id, jobs.c.status).where(jobs.c.owner == owner))
+            active = update(jobs).where(*mine, jobs.c.status.in_(ACTIVE))
+            connection.execute(active.values(lease=time.time() + lease_s))
+            rows = connection.execute(select(jobs.c.id, jobs.c.status).where(*mine))
             return {row.id: row.status for row in rows}
 
     def release(self, owner: str) -> None:

@@ -123,11 +123,16 @@ class Runner:
         return True
 
     async def _beat(self) -> None:
+        """Hold what is worked on; what failed is not, so its lease ends and it is tried again."""
+        held = dict(self._running)
         try:
-            mine = await asyncio.to_thread(self._queue.beat, self.owner, self._config.lease_s)
+            mine = await asyncio.to_thread(self._queue.beat, self.owner, self._config.lease_s, list(held))
         except CatenaError:
             return
-        for id, (job, task) in list(self._running.items()):
+        for id, work in held.items():
+            if self._running.get(id) is not work:  # it ended while the database was asked
+                continue
+            job, task = work
             if id not in mine:
                 self._ended.add(id)
                 if job.kind == "response":
@@ -314,23 +319,19 @@ class Runner:
     async def _finish(self, job: Job, lines: Callable[[], Iterator[bytes]]) -> None:
         """Make the two files of a batch and end it."""
 
+        done = await asyncio.to_thread(self._queue.done, job.id)
+        short = len(done) < job.body["total"]
+
         def closing(found: Job) -> dict[str, Any] | None:
-            if found.status != "in_progress":
+            if short or found.status != "in_progress":
                 return None
             return {"status": "finalizing", "body": found.body | {"finalizing_at": int(time.time())}}
 
-        done = await asyncio.to_thread(self._queue.done, job.id)
-        short = len(done) < job.body["total"]
-        if short and not self._over(job):
-            raise Lost("not every line has a result")
-        held = job
-        if not short:
-            changed = await asyncio.to_thread(self._queue.change, job.id, closing, owner=self.owner)
-            held = changed or job
-        status = "completed" if not short else "cancelled" if job.id in self._ended else "expired"
-        if held.status == "cancelling":
-            status = "cancelled"
+        held = await asyncio.to_thread(self._queue.change, job.id, closing, owner=self.owner)
+        status = "cancelled" if held and held.status == "cancelling" else "expired" if short else "completed"
         if status == "expired":
+            if time.time() < job.expires:
+                raise Lost("not every line has a result")
             message = "this request could not be executed before the completion window expired"
             missing = [
                 failed(line, "batch_expired", message)
