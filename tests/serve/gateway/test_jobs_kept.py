@@ -203,6 +203,28 @@ def test_what_is_taken_while_a_beat_is_under_way_is_not_lost(
     assert [answered(client, one.id).status for one in (first, second)] == ["completed"] * 2
 
 
+def test_a_batch_goes_on_when_the_time_of_its_file_is_over(start: Start, client_for: Any, tmp_path: Path) -> None:  # noqa: F811
+    running = start(jobs={"batches": 1})
+    client, jobs = client_for(running), running.gateway.jobs
+    assert jobs is not None
+    slow = submit(client, jsonl(*(chat_line(f"s{number}", "sleep 0.5") for number in range(12))))
+    upload = {"file": ("in.jsonl", jsonl(chat_line("a", "hi"))), "purpose": "batch"}
+    file = client.files.create(**upload, expires_after={"anchor": "created_at", "seconds": 3600})
+    batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+    engine = create_engine(f"sqlite:///{tmp_path / 'state' / 'jobs.db'}")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE job_files SET expires = 1 WHERE id = :id"), {"id": file.id})
+    engine.dispose()
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+    jobs.files.sweep()
+    assert ended(client, slow.id).status == "completed"
+    done = ended(client, batch.id)
+    assert (done.status, done.request_counts.completed) == ("completed", 1)
+    jobs.files.sweep()
+    assert file.id not in [row.id for row in jobs.queue.all_files()]
+
+
 GOVERN = GovernConfig(auth=AuthConfig(on=True), audit=AuditConfig(on=True), moderation=ModerationConfig(on=True))
 
 

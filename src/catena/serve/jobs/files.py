@@ -225,7 +225,7 @@ class Files:
         for row in self._queue.all_files() if self.seals.on else ():
             with file_lock(self._lock):
                 head = self._head(row)
-                if not head or is_sealed(head) or self._queue.file(row.id, row.tenant) is None:
+                if not head or is_sealed(head) or self._queue.file(row.id, row.tenant, over=True) is None:
                     continue
                 with self.written() as path:
                     self.seals.write(path, row.tenant, self.lines(row))

@@ -203,7 +203,7 @@ class Runner:
         await asyncio.to_thread(self._queue.change, job.id, done, owner=self.owner)
 
     async def _batch(self, job: Job) -> None:
-        source = await asyncio.to_thread(self._queue.file, job.input, job.tenant)
+        source = await asyncio.to_thread(self._queue.file, job.input, job.tenant, over=True)
         if source is None:
             await self._fail(job, [whole("file_not_found", f"the file {job.input} is not there any more")])
             return
