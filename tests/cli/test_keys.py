@@ -18,6 +18,15 @@ def test_a_key_from_its_making_to_its_end(catena: Catena) -> None:
     assert {row["state"] for row in catena("keys", "list", "--json").json} == {"revoked"}
 
 
+def test_a_name_is_revoked_with_the_key_that_has_a_time_of_grace(catena: Catena) -> None:
+    catena("init")
+    made = catena("keys", "create", "ada", "--json").json
+    turned = catena("keys", "rotate", "ada", "--grace", "7d", "--json").json
+    assert catena("keys", "revoke", "ada").out == f"revoked {turned['id']} (ada)\nrevoked {made['id']} (ada)\n"
+    assert {row["state"] for row in catena("keys", "list", "--json").json} == {"revoked"}
+    assert catena("keys", "revoke", "ada", "--json").json["also_revoked"] == []
+
+
 def test_in_a_pipe_the_key_is_the_whole_output(catena: Catena) -> None:
     catena("init")
     done = catena("keys", "create", "ada")

@@ -125,7 +125,8 @@ def test_a_revoked_key_is_refused_from_the_next_look_on(keys: Keys, access_of: O
     keys.revoke(f"ctn_{record.id}")
     access.refresh()
     assert refusal(access, key).code == "revoked_api_key"
-    assert keys.revoke("ada").revoked == keys.find("ada").revoked  # a second time changes nothing
+    [again] = keys.revoke("ada")
+    assert again.revoked == keys.find("ada").revoked  # a second time changes nothing
 
 
 def test_the_watcher_looks_by_itself(keys: Keys, access_of: Open) -> None:
@@ -212,6 +213,35 @@ def test_without_grace_the_old_key_ends_at_once(keys: Keys, access_of: Open) -> 
     access = access_of()
     assert refusal(access, old).code == "revoked_api_key"
     assert identify(access, new).role == "user"
+
+
+def test_a_name_is_revoked_with_the_keys_that_have_a_time_of_grace(keys: Keys, access_of: Open) -> None:
+    opened, ids = [keys.create("ada", "user")], []
+    opened += [keys.rotate("ada", grace=timedelta(days=7)) for _ in range(2)]
+    other = keys.create("bob", "user")[0]
+    access = access_of()
+    for key, record in opened:
+        ids.append(record.id)
+        assert identify(access, key).key == record.id
+    ended = keys.revoke("ada")
+    assert [one.id for one in ended] == [ids[2], ids[0], ids[1]]
+    access.refresh()
+    assert [refusal(access, key).code for key, _ in opened] == ["revoked_api_key"] * 3
+    assert identify(access, other).subject == "bob"
+    assert keys.revoke("ada") == ended[:1]
+
+
+def test_an_id_is_revoked_alone_and_the_name_then_takes_the_rest(keys: Keys, access_of: Open) -> None:
+    old = keys.create("ada", "user")[0]
+    new, record = keys.rotate("ada", grace=timedelta(days=7))
+    access = access_of()
+    assert [one.id for one in keys.revoke(record.id)] == [record.id]
+    access.refresh()
+    assert refusal(access, new).code == "revoked_api_key"
+    assert identify(access, old).subject == "ada"
+    keys.revoke("ada")
+    access.refresh()
+    assert refusal(access, old).code == "revoked_api_key"
 
 
 def test_keys_are_found_by_name_id_and_prefix(keys: Keys) -> None:

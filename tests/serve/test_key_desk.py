@@ -74,6 +74,16 @@ def test_a_key_is_made_used_rotated_and_revoked(desk: Desk) -> None:
     assert desk.ask(f"/{made['id']}").json()["successor"] == new["id"]
 
 
+def test_a_name_is_revoked_with_the_key_that_has_a_time_of_grace(desk: Desk) -> None:
+    made = desk.ask(body={"name": "graced"}).json()
+    turned = desk.ask("/graced", body={"act": "rotate", "grace_s": 3600}).json()
+    told = desk.ask("/graced", body={"act": "revoke"}).json()
+    assert (told["id"], told["also_revoked"]) == (turned["id"], [made["id"]])
+    assert (desk.opens(made["key"]), desk.opens(turned["key"])) == (False, False)
+    entered = entries(desk.store.root, CONFIG.audit, Query())
+    assert [one["key"] for one in entered if one.get("act") == "keys.revoke"][-2:] == [turned["id"], made["id"]]
+
+
 def test_the_audit_has_every_act_and_no_secret(desk: Desk) -> None:
     made = desk.ask(body={"name": "noted"}).json()
     turned = desk.ask("/noted", body={"act": "rotate", "grace_s": 60}).json()

@@ -79,16 +79,19 @@ def show(context: typer.Context) -> None:
 
 
 def revoke(context: typer.Context, key: Ref) -> None:
-    """Let a key open nothing any more; running servers know within seconds."""
+    """Let a key open nothing any more, by its name also what it replaced; running servers know within seconds."""
     from catena.govern.keys import Keys
 
     session = session_of(context)
     with session.open() as workspace:
-        record = Keys(workspace.store.index).revoke(key)
-        note(session, workspace, "keys.revoke", key=record.id)
+        ended = Keys(workspace.store.index).revoke(key)
+        for record in ended:
+            note(session, workspace, "keys.revoke", key=record.id)
     if session.out.json:
-        session.out.value(record.shown(datetime.now(UTC)))
-    else:
+        also = [record.id for record in ended[1:]]
+        session.out.value({**ended[0].shown(datetime.now(UTC)), "also_revoked": also})
+        return
+    for record in ended:
         session.out.line(f"revoked {record.id} ({record.name})")
 
 

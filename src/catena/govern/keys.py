@@ -138,14 +138,22 @@ class Keys:
         """Return a key by id, prefix or name; raises `NotFound` or, for a name of several, `UsageError`."""
         return _found(self.all(), ref)
 
-    def revoke(self, ref: str) -> KeyRecord:
-        """Let a key open nothing any more."""
+    def revoke(self, ref: str) -> list[KeyRecord]:
+        """Let a key open nothing any more; a name means also those of that name that go on for a time of grace.
+
+        Returns the key, then those.
+        """
+        at = now()
         with self._write() as connection:
-            record = _found(_all(connection), ref)
-            if record.revoked is None or record.revoked > now():
-                record = record.model_copy(update={"revoked": now()})
-                _put(connection, record)
-        return record
+            records = _all(connection)
+            found = _found(records, ref)
+            graced = [one for one in records if one.successor and one.state(at) == "active"]
+            ended = [found, *(one for one in graced if one.name == ref != found.id and one is not found)]
+            for number, record in enumerate(ended):
+                if record.revoked is None or record.revoked > at:
+                    ended[number] = record.model_copy(update={"revoked": at})
+                    _put(connection, ended[number])
+        return ended
 
     def rotate(self, ref: str, *, grace: timedelta = timedelta(0)) -> tuple[str, KeyRecord]:
         """Make a key with the same rights and lifetime; the old one is refused after `grace`."""
@@ -196,8 +204,9 @@ def _found(records: list[KeyRecord], ref: str) -> KeyRecord:
     by_id = [record for record in records if record.id == wanted]
     named = by_id or [record for record in records if record.name == ref]
     if len(named) > 1:
-        alive = [record for record in named if record.state(now()) == "active" and record.successor is None]
-        named = alive if len(alive) == 1 else named
+        last = [record for record in named if record.successor is None]
+        alive = [record for record in last if record.state(now()) == "active"]
+        named = next((some for some in (alive, last) if len(some) == 1), named)
     if len(named) == 1:
         return named[0]
     if named:

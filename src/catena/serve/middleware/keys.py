@@ -128,10 +128,12 @@ class KeyDesk:
     def _act(self, asker: Principal, ref: str, body: KeyAct) -> Response:
         old = self._keys.find(ref)
         if body.act == "revoke":
-            record = self._keys.revoke(ref)
-            self._note(asker, "keys.revoke", record)
+            ended = self._keys.revoke(ref)
+            for record in ended:
+                self._note(asker, "keys.revoke", record)
             self._access.refresh()
-            return JSONResponse(record.shown(datetime.now(UTC)))
+            also = [record.id for record in ended[1:]]
+            return JSONResponse({**ended[0].shown(datetime.now(UTC)), "also_revoked": also})
         _require_within(asker, old.principal().allowed, old.models)
         key, record = self._keys.rotate(ref, grace=timedelta(seconds=body.grace_s))
         self._note(asker, "keys.rotate", record, asked=old.id, grace_s=body.grace_s)
