@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from catena.cli.main import run
 from catena.core.types import DatasetVersion, ModelVersion
 from catena.hub.lineage import trace
 from catena.hub.repo.card import front_matter
+from catena.hub.repo.repos import Repos
 from catena.hub.store import Store, init_store
 from catena.serve.hub.app import build_hub
 from catena.serve.server import background
@@ -62,6 +65,17 @@ def test_a_model_goes_to_another_hub_and_comes_back(
     assert again["artifact"] == back.digest
     assert len(store.index.versions(name="again")) == 1
     assert not list((store.root / "work").iterdir())
+
+
+def test_each_works_as_the_first_thing_that_a_process_does(store: Store, other: Store, hub: str) -> None:
+    put_dataset(store)
+    put_dataset(other, "team/theirs")
+    command = [sys.executable, "-c", "from catena.cli.main import main; main()", "hub"]
+    for words in (["push", "team/pages"], ["pull", "team/theirs", "--type", "dataset"]):
+        done = [*command, *words, "--hub", hub, "-w", str(store.root)]
+        subprocess.run(done, check=True, timeout=120)
+    assert store.resolve("team/theirs", DatasetVersion).rows == 6
+    assert Repos(other).commit("dataset", "team/pages").by_path().keys() >= {"data/train-00000-of-00001.parquet"}
 
 
 def test_a_dataset_goes_to_another_hub_as_the_same_rows(

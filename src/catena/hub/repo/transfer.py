@@ -55,7 +55,7 @@ class Hub:
     def api(self) -> Iterator[Any]:
         """The official client; without Xet, for which only its inventors have a store."""
         package = require("huggingface_hub", "hub")
-        constants, errors = package.constants, require("huggingface_hub.errors", "hub")
+        constants, errors = require("huggingface_hub.constants", "hub"), require("huggingface_hub.errors", "hub")
         before = constants.HF_HUB_DISABLE_XET
         host = urlsplit(self.url).hostname or ""
         constants.HF_HUB_DISABLE_XET = before or not (host == "huggingface.co" or host.endswith(".huggingface.co"))
