@@ -69,6 +69,12 @@ def test_a_version_stands_before_the_tag_that_came_with_it(store: Store, measure
     assert re.findall(r"version \d|production on|taken away", log) == ["version 1", "production on", "taken away"]
 
 
+def test_a_long_readme_without_metadata_is_read_at_once() -> None:
+    assert front_matter("---" + "\n" * 300_000) == {}
+    assert front_matter("---\n" + "\n---" * 100_000 + "x") == {}
+    assert front_matter("---\r\nlicense: mit\r\n---\r\n# me\r\n") == {"license": "mit"}
+
+
 def test_every_word_is_there_in_both_languages() -> None:
     words = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
     for key, texts in words.items():

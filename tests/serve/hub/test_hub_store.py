@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from catena.serve.hub.app import build_hub
 from catena.serve.hub.config import HubConfig
 from catena.serve.server import background
 
-from .asking import api as api, ask, hub as hub
+from .asking import a_file, api as api, ask, commit, hub as hub
 from .conftest import put_dataset, put_model
 
 
@@ -95,6 +97,36 @@ def test_a_card_tells_what_the_store_knows_and_follows_it(api: HfApi, store: Sto
     assert second.card_data.eval_results[0].metric_value == 0.5
     assert api.model_info("team/tiny", revision=first.sha).sha == first.sha
     assert [found.title for found in api.list_repo_commits("team/tiny")] == ["card: what is known now", "version 1"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        ("license: mit\nscore: .nan", {"license": "mit", "score": None}),
+        ("license: mit\nself: 1\nignore_metadata_errors: 1", {"license": "mit"}),
+        ("mask: 0x" + "f" * 5000, {"mask": None}),
+        ("date: 2024-02-30", {}),
+        ("date: !!timestamp soon", {}),
+        ("a: &a [*a]", {}),
+        ("a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrs")), {}),
+        ('name: "\\ud800"', {"name": "?"}),
+    ],
+    ids=["no number", "words of the client", "long number", "no date", "no time", "loop", "bomb", "half a letter"],
+)
+def test_a_repository_is_read_whatever_its_readme_says(
+    metadata: str, told: dict[str, Any], api: HfApi, hub: str
+) -> None:
+    api.create_repo("org/m")
+    assert commit(hub, a_file("README.md", f"---\n{metadata}\n---\nhello\n".encode()))[0] == 200
+    assert api.model_info("org/m").siblings
+    assert json.loads(ask("GET", f"{hub}/api/models/org/m")[2])["cardData"] == told
+
+
+@pytest.mark.parametrize(("said", "tags"), [("5", []), ("chat", ["chat"]), ("[chat, 5, zh]", ["chat", "zh"])])
+def test_tags_of_a_readme_are_words(said: str, tags: list[str], api: HfApi, hub: str) -> None:
+    api.create_repo("org/m")
+    assert commit(hub, a_file("README.md", f"---\ntags: {said}\n---\n".encode()))[0] == 200
+    assert api.model_info("org/m").tags == tags
 
 
 def test_rows_of_the_store_are_not_changed_by_files(api: HfApi, store: Store) -> None:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
-
 from catena.data.collect.folder import matches
+from catena.hub.repo.card import front_matter
 
 KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 COMPRESSED = (".gz", ".bz2", ".xz")
@@ -22,7 +21,6 @@ WORDS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +50,7 @@ class Card:
 
 def read_card(text: str) -> Card:
     """Read the YAML front matter of a README; an empty card where there is none or it is broken."""
-    found = FRONT.match(text)
-    try:
-        facts = yaml.safe_load(found[1]) if found else None
-    except (yaml.YAMLError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict):
-        return Card()
+    facts = front_matter(text)
     license = facts.get("license")
     if isinstance(license, list):
         license = " AND ".join(str(name) for name in license) or None

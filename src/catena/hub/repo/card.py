@@ -8,10 +8,12 @@ The body is in English or Chinese (`card_words.yaml`); the metadata is the same.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +24,10 @@ from catena.core.types import Artifact, DatasetVersion, ModelVersion, Report, Ru
 from catena.hub.repo.exports import split_word
 from catena.hub.store import Store
 
-FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+LONGEST_FRONT = 1 << 20
+MOST_VALUES, DEEPEST = 100_000, 64
+"""Of a card's metadata. A few hundred bytes of YAML can stand for more values than a computer has room for."""
 REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 SIMPLE_LICENSE = re.compile(r"[A-Za-z0-9.+-]+")
 SHOWN_CONFIG = 12
@@ -71,13 +76,33 @@ def card(store: Store, artifact: Artifact, name: str, told: Told | None = None, 
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """Read the metadata of a card; nothing where there is none or it is broken."""
+    """Read the metadata of a card, as JSON can hold it; nothing where there is none, or it is broken or too much."""
     found = FRONT.match(text)
+    if found is None or len(found[1]) > LONGEST_FRONT:
+        return {}
     try:
-        facts = yaml.safe_load(found[1]) if found else None
-    except (yaml.YAMLError, RecursionError):
+        facts = _plain(yaml.safe_load(found[1]), count())
+    except Exception:  # noqa: BLE001  of a value that is none of its type PyYAML lets any error through
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def _plain(value: Any, counted: Iterator[int], depth: int = 0) -> Any:
+    if next(counted) > MOST_VALUES or depth > DEEPEST:
+        raise ValueError("more than a card can tell")
+    if isinstance(value, Mapping):
+        return {_text(key): _plain(item, counted, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, counted, depth + 1) for item in value]
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and value.bit_length() <= 64):
+        return value
+    if isinstance(value, int | float):
+        return value if isinstance(value, float) and math.isfinite(value) else None
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def license_of(facts: Mapping[str, Any]) -> str | None:

@@ -264,7 +264,7 @@ class Hub:
     async def _validate_yaml(self, call: Call) -> Response:
         body = await fields(call.scope, call.receive, self.config.idle_s)
         content = str(body.get("content") or "")
-        broken = bool(FRONT.match(content)) and not front_matter(content)
+        broken = bool(FRONT.match(content)) and not await asyncio.to_thread(front_matter, content)
         errors = [{"message": "the metadata between the --- lines is no YAML mapping"}] if broken else []
         return JSONResponse({"errors": errors, "warnings": []}, 400 if broken else 200)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,8 @@ from catena.hub.repo.tree import Folder, folder_id
 from catena.hub.store import Store
 
 SHOWN_TAGS = 60
+OF_THE_CLIENT = frozenset({"self", "ignore_metadata_errors"})
+"""Arguments of its own: it hands metadata to itself by keyword."""
 
 
 def stamp(time: datetime) -> str:
@@ -27,7 +29,7 @@ def info(store: Store, commit: RepoCommit, times: tuple[datetime, datetime], *, 
     """Return the facts of a repository at a commit; `times` are those of the first and the last commit."""
     id = commit.id
     card = card_data(store, commit)
-    tags = [str(tag) for tag in card.get("tags") or () if isinstance(tag, str)][:SHOWN_TAGS]
+    tags = card.get("tags", [])[:SHOWN_TAGS]
     pickles = [file.path for file in commit.files if file.pickle]
     tags += ["pickle"] if pickles else []
     tags += [f"license:{card['license']}"] if isinstance(card.get("license"), str) else []
@@ -59,20 +61,15 @@ def info(store: Store, commit: RepoCommit, times: tuple[datetime, datetime], *, 
 
 
 def card_data(store: Store, commit: RepoCommit) -> dict[str, Any]:
-    """Return the metadata of a commit's README, as JSON can hold it."""
+    """Return the metadata of a commit's README, without what the official client stumbles over."""
     readme = commit.file(README)
     if readme is None or readme.where == "export":
         return {}
     found = front_matter(read_small(store.files, readme).decode("utf-8", "replace"))
-    return {str(key): _plain(value) for key, value in found.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    said = found.get("tags")
+    words = [tag for tag in (said if isinstance(said, list) else [said]) if isinstance(tag, str)]
+    kept = {key: value for key, value in found.items() if key not in OF_THE_CLIENT}
+    return {**kept, "tags": words} if "tags" in kept else kept
 
 
 def _identity(name: str, kind: str) -> dict[str, Any]:
