@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from catena.cli.main import run
+from catena.core.errors import EnvironmentProblem
 from catena.core.types import DatasetVersion, ModelVersion
+from catena.hub.fsck import collect_garbage
 from catena.hub.lineage import trace
+from catena.hub.repo import pushing, transfer
 from catena.hub.repo.card import front_matter
 from catena.hub.repo.repos import Repos
+from catena.hub.repo.transfer import Hub, pull
 from catena.hub.store import Store, init_store
 from catena.serve.hub.app import build_hub
 from catena.serve.server import background
@@ -87,6 +93,48 @@ def test_a_dataset_goes_to_another_hub_as_the_same_rows(
     assert here.digest == pulled["artifact"]
     assert here.content == dataset.content
     assert list(store.open_dataset(here).samples()) == list(other.open_dataset(dataset).samples())
+
+
+def test_a_pull_after_one_that_broke_off_is_of_one_commit(
+    store: Store, hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, here, push = HfApi(endpoint=hub, token=False), Repos(store), pushing.push
+    api.create_repo("team/files")
+    api.upload_file(path_or_fileobj=b"old", path_in_repo="old.txt", repo_id="team/files")
+
+    def break_off(*_: Any, **__: Any) -> None:
+        with pytest.raises(EnvironmentProblem, match="at work"):
+            collect_garbage(store)  # it would take away what is stored and not yet committed
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pushing, "push", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        pull(here, Hub(hub), "team/files")
+    monkeypatch.setattr(pushing, "push", push)
+    new = [CommitOperationDelete("old.txt"), CommitOperationAdd("new.txt", b"new")]
+    api.create_commit("team/files", new, commit_message="m")
+    pull(here, Hub(hub), "team/files")
+    assert [*here.commit("model", "team/files").by_path()] == [".gitattributes", "new.txt"]
+    assert not list((store.root / "work").iterdir())
+
+
+def test_two_pulls_of_one_repository_at_once(store: Store, hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, here, stored = HfApi(endpoint=hub, token=False), Repos(store), transfer._stored
+    api.create_repo("team/files")
+    some = [CommitOperationAdd(f"{number}.txt", b"x") for number in range(9)]
+    api.create_commit("team/files", some, commit_message="m")
+    second = threading.Thread(target=pull, args=(here, Hub(hub), "team/files"), kwargs={"name": "two"})
+
+    def slow(repos: Repos, path: Path, name: str) -> Any:
+        monkeypatch.undo()
+        second.start()
+        second.join(2)  # as far as it comes meanwhile
+        return stored(repos, path, name)
+
+    monkeypatch.setattr(transfer, "_stored", slow)
+    assert pull(here, Hub(hub), "team/files", name="one").files == 10
+    second.join(60)
+    assert here.commit("model", "one").files == here.commit("model", "two").files
 
 
 def test_what_is_not_there_is_said(store: Store, hub: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,8 @@ class Hub:
     def api(self) -> Iterator[Any]:
         """The official client; without Xet, for which only its inventors have a store."""
         package = require("huggingface_hub", "hub")
-        constants, errors = require("huggingface_hub.constants", "hub"), require("huggingface_hub.errors", "hub")
+        constants: Any = require("huggingface_hub.constants", "hub")
+        errors = require("huggingface_hub.errors", "hub")
         before = constants.HF_HUB_DISABLE_XET
         host = urlsplit(self.url).hostname or ""
         constants.HF_HUB_DISABLE_XET = before or not (host == "huggingface.co" or host.endswith(".huggingface.co"))
@@ -91,31 +92,38 @@ def pull(
     files of any other dataset are served as they are (`data.collect_hf` makes rows of them).
     """
     target = checked_name(name or repo)
-    folder = repos.store.root / "work" / f"hub-pull-{digest_of([hub.url, kind, repo, revision])[:24]}"
-    with hub.api() as api:
-        commit = str(api.repo_info(repo, repo_type=kind, revision=revision).sha)
-        api.snapshot_download(repo, repo_type=kind, revision=commit, local_dir=folder)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-    source = {"endpoint": hub.url, "source": repo, "revision": revision, "commit": commit}
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    held = f"hub-pull-{digest_of([hub.url, kind, repo])[:24]}"
+    # What is stored here belongs to nothing before the end, and of one repository pulls take turns.
+    with repos.store.lock("gc", shared=True), repos.store.lock(held):
+        place = repos.store.root / "work" / held
+        with hub.api() as api:
+            commit = str(api.repo_info(repo, repo_type=kind, revision=revision).sha)
+            folder = place / digest_of(commit)[:24]
+            paths = [checked_path(path) for path in api.list_repo_files(repo, repo_type=kind, revision=commit)]
+            api.snapshot_download(repo, repo_type=kind, revision=commit, local_dir=folder)
+        files = {path: folder / path for path in sorted(paths)}
+        source = {"endpoint": hub.url, "source": repo, "revision": revision, "commit": commit}
+        artifact = _taken(repos, kind, target, files, source, by)
+        shutil.rmtree(place, ignore_errors=True)
+    return Pulled(target, kind, commit, artifact, len(files))
+
+
+def _taken(
+    repos: Repos, kind: RepoKind, target: str, files: dict[str, Path], source: dict[str, Any], by: str
+) -> str | None:
+    """Make what was downloaded a version or a commit of a name here; returns the digest of the version, if any."""
     if kind == "dataset":
-        version = _rows(repos, target, files, folder, source)
+        version = _rows(repos, target, files, source)
         if version is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            return Pulled(target, kind, commit, version.digest, len(files))
+            return version.digest
     if not repos.exists(kind, target):
         pushing.create(repos, kind, target, by=by)
     head = repos.commit(kind, target)
-    operations: list[Operation] = [
-        Add(_stored(repos, path, checked_path(path.relative_to(folder).as_posix()))) for path in files
-    ]
-    kept = {one.file.path for one in operations if isinstance(one, Add)}
-    operations += [Delete(file.path) for file in head.files if file.path not in kept]
-    message = f"pulled from {hub.url}/{repo} at {commit[:12]}"
+    operations: list[Operation] = [Add(_stored(repos, place, path)) for path, place in files.items()]
+    operations += [Delete(file.path) for file in head.files if file.path not in files]
+    message = f"pulled from {source['endpoint']}/{source['source']} at {source['commit'][:12]}"
     what = pushing.Push(tuple(operations), message, by=by, source=source)
-    made = pushing.push(repos, kind, target, MAIN, what)
-    shutil.rmtree(folder, ignore_errors=True)
-    return Pulled(target, kind, commit, made.artifact, len(files))
+    return pushing.push(repos, kind, target, MAIN, what).artifact
 
 
 def _stored(repos: Repos, path: Path, name: str) -> Any:
@@ -125,17 +133,16 @@ def _stored(repos: Repos, path: Path, name: str) -> Any:
         return spool.file(name)
 
 
-def _rows(repos: Repos, name: str, files: list[Path], folder: Path, source: dict[str, Any]) -> DatasetVersion | None:
+def _rows(repos: Repos, name: str, files: dict[str, Path], source: dict[str, Any]) -> DatasetVersion | None:
     """Store the rows of Parquet files that a store like ours has written; None for any others."""
-    tables = [path for path in files if path.suffix == ".parquet"]
+    tables = [place for path, place in files.items() if path.endswith(".parquet")]
     try:
         opened = [RowFile(path) for path in tables]
     except DataError:
         return None
     if not opened or len({one.shape for one in opened}) > 1 or not all(_has_ids(path) for path in tables):
         return None
-    readme = folder / README
-    card = front_matter(readme.read_text(encoding="utf-8", errors="replace")) if readme.exists() else {}
+    card = front_matter(files[README].read_text(encoding="utf-8", errors="replace")) if README in files else {}
     with repos.store.new_dataset(opened[0].shape, license_of(card)) as writer:
         for one in opened:
             for row in one.rows():
@@ -155,8 +162,7 @@ def _rows(repos: Repos, name: str, files: list[Path], folder: Path, source: dict
         started=at,
         ended=at,
     )
-    with repos.store.lock("gc", shared=True):
-        repos.store.index.finish(run, dataset.model_copy(update={"made_by": id, "created": at}), name)
+    repos.store.index.finish(run, dataset.model_copy(update={"made_by": id, "created": at}), name)
     return dataset
 
 
