@@ -157,6 +157,33 @@ def test_a_proposal_moves_nothing_until_it_is_accepted(api: HfApi) -> None:
     assert api.list_repo_files("org/m") == [".gitattributes", "a.txt", "b.txt", "c.txt"]
 
 
+def test_the_list_shows_main_whatever_happens_on_branches(api: HfApi, hub: str) -> None:
+    def listed() -> tuple[int, str, list[str]]:
+        [found] = json.loads(ask("GET", f"{hub}/api/datasets")[2])
+        return found["usedStorage"], found["lastModified"], found["tags"]
+
+    api.create_repo("org/d", repo_type="dataset")
+    api.upload_file(path_or_fileobj=b"x" * 500, path_in_repo="a.txt", repo_id="org/d", repo_type="dataset")
+    before = listed()
+    api.create_branch("org/d", branch="side", repo_type="dataset")
+    api.upload_file(
+        path_or_fileobj=b"x" * 900, path_in_repo="b.txt", repo_id="org/d", repo_type="dataset", revision="side"
+    )
+    assert listed() == before
+    api.delete_branch("org/d", branch="side", repo_type="dataset")
+    assert listed() == before
+
+
+def test_the_next_page_of_a_list_is_of_the_same_search(api: HfApi, hub: str) -> None:
+    for name, tags in (("a", "[x, y]"), ("b", "[x]"), ("c", "[x, y]")):
+        api.create_repo(f"org/{name}")
+        assert commit(hub, a_file("README.md", f"---\ntags: {tags}\n---\n".encode()), repo=f"org/{name}")[0] == 200
+    _, head, _ = ask("GET", f"{hub}/api/models?filter=pickle&filter=other&limit=1&search=")
+    assert "link" not in head
+    _, head, _ = ask("GET", f"{hub}/api/models?limit=1&full=&expand=a&expand=b&cursor=1")
+    assert head["link"] == f'<{hub}/api/models?limit=1&full=&expand=a&expand=b&cursor=2>; rel="next"'
+
+
 def test_a_deleted_repository_is_gone_and_its_versions_stay_by_digest(api: HfApi, store: Store, tokenizer: Any) -> None:
     model = put_model(store, tokenizer)
     store.tag("team/tiny@1", "production")

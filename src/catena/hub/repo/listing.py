@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, func, select
 
+from catena.hub.commits import MAIN
 from catena.hub.index import now
 from catena.hub.repo.records import HEADS, PRIVATE, RepoKind
 from catena.hub.repo.repos import REPO_ID, Repos
@@ -89,7 +90,7 @@ def _read(connection: Connection, kind: str) -> list[tuple[str, Entry]]:
     for move in connection.execute(moves):
         if move.ref == PRIVATE:
             private[move.name] = move.commit is not None
-        elif move.ref.startswith(HEADS):
+        elif move.ref == f"{HEADS}{MAIN}":
             pushed.setdefault(move.name, []).append(move)
     for name, heads in pushed.items():
         if name not in found:
@@ -107,7 +108,7 @@ def _head_facts(connection: Connection, move: Any) -> dict[str, Any]:
 
 
 def _entry(kind: Any, name: str, times: tuple[Any, Any], body: dict[str, Any]) -> Entry:
-    made = "artifact" not in body  # the record of an artifact; a commit's has the field
+    made = bool(body) and "artifact" not in body  # the record of an artifact; a commit's has the field
     tags = ["catena"] if made else []
     about = ""
     if made and kind == "model":
