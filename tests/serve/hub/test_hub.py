@@ -17,6 +17,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from catena.hub.repo import pushing
+from catena.hub.repo.records import inline_file
+from catena.hub.repo.repos import Repos
+from catena.hub.repo.tree import Add, Delete
 from catena.hub.store import Store
 from catena.serve.hub.config import HubConfig
 
@@ -147,6 +151,26 @@ def test_ranges_and_conditions(hub: str, api: HfApi) -> None:
     assert ask("GET", where, **{"If-None-Match": head["etag"]})[0] == 304
     assert ask("GET", where, Range="bytes=1-2", **{"If-Range": '"other"'})[2] == data[:1000]
     assert ask("POST", where, b"")[0] == 405
+
+
+def test_a_folder_of_many_files_is_listed_at_once(hub: str, api: HfApi, store: Store) -> None:
+    api.create_repo("org/m")
+    added = tuple(Add(inline_file(f"data/{number % 3}/{number:05d}.txt", str(number))) for number in range(20_000))
+    head = pushing.push(Repos(store), "model", "org/m", "main", pushing.Push(added))
+    found = {item.path: item for item in api.list_repo_tree("org/m", recursive=True)}
+    assert [*found] == [
+        ".gitattributes",
+        "data",
+        *sorted([*(f"data/{n}" for n in range(3)), *(a.file.path for a in added)]),
+    ]
+    assert [item.path for item in api.list_repo_tree("org/m", "data")] == ["data/0", "data/1", "data/2"]
+    [one, two] = api.get_paths_info("org/m", ["data/1/", "data/2/00002.txt", "data/9"])
+    assert (one, two) == (found["data/1"], found["data/2/00002.txt"])
+    pushing.push(Repos(store), "model", "org/m", "main", pushing.Push((Delete("data/1/00001.txt"),)))
+    later = {item.path: item for item in api.list_repo_tree("org/m", "data")}
+    changed = [path for path in later if repr(later[path]) != repr(found[path])]
+    assert changed == ["data/1"]
+    assert head.tree != Repos(store).commit("model", "org/m").tree
 
 
 def test_absent_things_are_named_as_clients_expect(api: HfApi, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,6 +63,15 @@ class RepoFile(Value):
         return len(POINTER.format(self.sha256, self.size))
 
 
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of a commit."""
+
+    path: str
+    oid: str
+    """Changes with anything below it."""
+
+
 class RepoCommit(Value):
     """One state of a repository."""
 
@@ -88,7 +98,7 @@ class RepoCommit(Value):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> RepoCommit:
         """Return a changed copy, without what was computed of this one."""
         copied = super().model_copy(update=update, deep=deep)
-        for name in ("id", "_by_path"):
+        for name in ("id", "tree", "_by_path"):
             copied.__dict__.pop(name, None)
         return copied
 
@@ -99,6 +109,24 @@ class RepoCommit(Value):
     def by_path(self) -> Mapping[str, RepoFile]:
         """Return the files by their paths."""
         return self._by_path
+
+    @cached_property
+    def tree(self) -> tuple[RepoFile | Folder, ...]:
+        """Every file and folder, in the order of paths, a folder before what is in it."""
+        states: dict[str, Any] = {}
+        found: list[str] = []
+        for name in sorted(self._by_path):
+            line = f"{name} {self._by_path[name].oid}\n".encode()
+            for place in (at for at, letter in enumerate(name) if letter == "/"):
+                folder = name[:place]
+                if folder not in states:
+                    states[folder] = hashlib.sha1(usedforsecurity=False)
+                    found.append(folder)
+                states[folder].update(line)
+            found.append(name)
+        return tuple(
+            Folder(path, states[path].hexdigest()) if path in states else self._by_path[path] for path in found
+        )
 
     @cached_property
     def _by_path(self) -> dict[str, RepoFile]:

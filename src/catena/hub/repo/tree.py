@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import sha1
 
 from catena.core.errors import NotFound, UsageError
-from catena.hub.repo.records import RepoFile
+from catena.hub.repo.records import Folder, RepoFile
 
 LONGEST_PATH = 1000
 LONGEST_PART = 255
@@ -79,38 +78,11 @@ def applied(files: Iterable[RepoFile], operations: Iterable[Operation]) -> tuple
     return tuple(tree[path] for path in sorted(tree))
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """A folder in a listing."""
-
-    path: str
-    oid: str
-
-
-def listing(files: Mapping[str, RepoFile], path: str, *, recursive: bool) -> list[RepoFile | Folder]:
-    """Return what is in a folder (with `recursive`, below it), in the order of paths; nothing for no such folder."""
+def listing(tree: Iterable[RepoFile | Folder], path: str, *, recursive: bool) -> list[RepoFile | Folder]:
+    """Return what of a commit's tree is in a folder (with `recursive`, below it); nothing for no such folder."""
     start = f"{path.strip('/')}/" if path.strip("/") else ""
-    found: dict[str, RepoFile | Folder] = {}
-    for name in sorted(files):
-        if not name.startswith(start):
-            continue
-        inner = name.removeprefix(start).split("/")
-        for depth in range(1, len(inner)):
-            folder = start + "/".join(inner[:depth])
-            if depth == 1 or recursive:
-                found.setdefault(folder, Folder(folder, folder_id(files, folder)))
-        if len(inner) == 1 or recursive:
-            found[name] = files[name]
-    return list(found.values())
-
-
-def folder_id(files: Mapping[str, RepoFile], path: str) -> str:
-    """Return an id that changes with anything below a folder."""
-    state = sha1(usedforsecurity=False)
-    for name in sorted(files):
-        if name.startswith(f"{path}/"):
-            state.update(f"{name} {files[name].oid}\n".encode())
-    return state.hexdigest()
+    below = [item for item in tree if item.path.startswith(start)]
+    return below if recursive else [item for item in below if "/" not in item.path[len(start) :]]
 
 
 def _folders_of(path: str) -> Iterator[str]:

@@ -120,7 +120,7 @@ class Hub:
         if target.action(scope["method"]) is None:
             return refuse(405, f"{scope['method']} is not offered for {scope['path'][:200]}")
         principal = await self.door.admit(scope, target)
-        query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
+        query = dict(_pairs(scope))
         if target.name:
             anybody = principal is ANYBODY
             private = anybody and await asyncio.to_thread(self.repos.private, target.kind, target.name)
@@ -174,12 +174,7 @@ class Hub:
 
     async def _list(self, call: Call) -> Response:
         query = call.query
-        tags = [
-            tag
-            for part in parse_qsl(call.scope.get("query_string", b"").decode("latin-1"))
-            if part[0] == "filter"
-            for tag in part[1].split(",")
-        ]
+        tags = [tag for key, value in _pairs(call.scope) if key == "filter" for tag in value.split(",")]
         find = partial(
             self.listing.find,
             call.target.kind,
@@ -210,7 +205,8 @@ class Hub:
     async def _tree(self, call: Call) -> Response:
         commit, query = await self._commit(call), call.query
         recursive, expand = _flag(query, "recursive"), _flag(query, "expand")
-        items = listing(commit.by_path(), call.target.path, recursive=recursive)
+        # In a thread: the tree of a commit is made when it is first asked for.
+        items = await asyncio.to_thread(lambda: listing(commit.tree, call.target.path, recursive=recursive))
         if not items and call.target.path.strip("/"):
             raise EntryNotFound(f"there is no folder {call.target.path!r} in {commit.name!r}")
         wanted = min(_number(query.get("limit"), PAGE), PAGE)
@@ -222,7 +218,8 @@ class Hub:
         paths = body.get("paths") or []
         given = [paths] if isinstance(paths, str) else [path for path in paths if isinstance(path, str)]
         expand = str(body.get("expand", "")).strip("[]'").lower() == "true"
-        return JSONResponse(reading.paths_info(commit, given, expand=expand), headers={"x-repo-commit": commit.id})
+        found = await asyncio.to_thread(reading.paths_info, commit, given, expand=expand)
+        return JSONResponse(found, headers={"x-repo-commit": commit.id})
 
     async def _refs(self, call: Call) -> Response:
         await self._commit(call)
@@ -292,6 +289,10 @@ def _size_of(path: Path) -> int | None:
         return None
 
 
+def _pairs(scope: Scope) -> list[tuple[str, str]]:
+    return parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+
+
 def _flag(query: Mapping[str, str], name: str) -> bool:
     return query.get(name, "").lower() in ("true", "1")
 
@@ -310,7 +311,8 @@ def _page(shown: Any, total: int, wanted: int, call: Call, headers: Mapping[str,
     start = int(call.query["cursor"]) if call.query.get("cursor", "").isdecimal() else 0
     sent = dict(headers or {})
     if start + wanted < total:
-        query = urlencode({**call.query, "cursor": str(start + wanted)})
+        kept = [(key, value) for key, value in _pairs(call.scope) if key != "cursor"]
+        query = urlencode([*kept, ("cursor", str(start + wanted))])
         path = (call.scope.get("raw_path") or b"/").decode("latin-1").partition("?")[0]
         sent["link"] = f'<{call.base}{path}?{query}>; rel="next"'
     return Response(orjson.dumps(shown), headers=sent, media_type="application/json")

@@ -10,9 +10,8 @@ from typing import Any
 from catena.hub.repo.card import front_matter
 from catena.hub.repo.inspect import read_small
 from catena.hub.repo.listing import Entry
-from catena.hub.repo.records import RepoCommit, RepoFile
+from catena.hub.repo.records import Folder, RepoCommit, RepoFile
 from catena.hub.repo.repos import README, EntryNotFound, Refs
-from catena.hub.repo.tree import Folder, folder_id
 from catena.hub.store import Store
 
 SHOWN_TAGS = 60
@@ -107,15 +106,9 @@ def entry(item: RepoFile | Folder, commit: RepoCommit, *, expand: bool) -> dict[
 
 def paths_info(commit: RepoCommit, paths: Iterable[str], *, expand: bool) -> list[dict[str, Any]]:
     """Return those of the paths that are there."""
-    files = commit.by_path()
-    found: list[dict[str, Any]] = []
-    for path in paths:
-        word = path.strip("/")
-        if word in files:
-            found.append(entry(files[word], commit, expand=expand))
-        elif any(name.startswith(f"{word}/") for name in files):
-            found.append(entry(Folder(word, folder_id(files, word)), commit, expand=expand))
-    return found
+    known = {item.path: item for item in commit.tree}
+    words = (path.strip("/") for path in paths)
+    return [entry(known[word], commit, expand=expand) for word in words if word in known]
 
 
 def refs_body(refs: Refs) -> dict[str, Any]:
