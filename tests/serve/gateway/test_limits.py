@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
+import redis
 
 from catena.core.config import parse
 from catena.core.errors import EnvironmentProblem
+from catena.serve.gateway import limits as module
 from catena.serve.gateway.ask import read_ask
 from catena.serve.gateway.call import Call
 from catena.serve.gateway.config import LimitsConfig
 from catena.serve.gateway.identity import Identity
-from catena.serve.gateway.limits import Limits
+from catena.serve.gateway.limits import Limits, Rule
 from catena.serve.gateway.refusals import RateLimited
+from catena.serve.gateway.relay import Outgoing, _watch
 
 from .conftest import Start, mock
 from .redis import RedisServer
@@ -68,6 +73,123 @@ def test_tokens_are_reserved_and_settled_by_what_was_used(shared: bool, redis_se
         assert results.count(True) == 12, "20 tokens each, until 71 are not left"
         assert not await ask(limits, call("k", max_tokens=5000))
         await limits.close()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_an_answer_uses_beyond_its_reservation_is_counted(shared: bool, redis_server: RedisServer) -> None:
+    async def check() -> None:
+        store = {"store": redis_server.url} if shared else {}
+        limits = limits_of({"per": "key", "tokens": "1000/hour"}, **store)
+        assert [await ask(limits, call(), tokens=700) for _ in range(3)] == [True, True, False]
+        async with limits.reserved(small := call("other")):
+            answered(small, 5000)
+        assert not await ask(limits, call("other", max_tokens=0)), "five times the quota is used"
+        await limits.close()
+
+    asyncio.run(check())
+
+
+class Clock(SimpleNamespace):
+    """A clock that is put forward by hand, that of Redis with it."""
+
+    def __init__(self, server: RedisServer) -> None:
+        super().__init__(now=1_800_000_000.0, monotonic=time.monotonic, server=server)
+
+    def time(self) -> float:
+        return self.now
+
+    def to(self, hours: float) -> None:
+        """Put it forward, to so many hours after it began."""
+        seconds = 1_800_000_000.0 + hours * 3600 - self.now
+        self.now += seconds
+        with redis.Redis.from_url(self.server.url) as client:
+            for key in client.scan_iter():
+                client.pexpire(key, client.pttl(key) - int(seconds * 1000))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("others", "settled", "looked", "room"),
+    [
+        (0, 0.5, 0.5, 19),  # 10 in this window
+        (0, 1.2, 1.8, 19),  # a fifth of 10 in the one before
+        (4, 2.5, 2.5, 18),  # its window is past; half of the 200 that others used in the one before
+    ],
+)
+def test_a_reservation_is_given_back_to_the_window_that_it_was_taken_from(
+    shared: bool,
+    others: int,
+    settled: float,
+    looked: float,
+    room: int,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "time", clock := Clock(redis_server))
+
+    async def fit(limits: Limits, most: int) -> int:
+        return [await ask(limits, call(max_tokens=29), tokens=50) for _ in range(most)].count(True)
+
+    async def check() -> None:
+        limits = limits_of({"per": "key", "tokens": "1000/hour"}, **({"store": redis_server.url} if shared else {}))
+        async with limits.reserved(long := call(max_tokens=879)):
+            if others:
+                clock.to(1.5)
+                assert await fit(limits, others) == others
+            clock.to(settled)
+            answered(long, 10)
+        clock.to(looked)
+        assert await fit(limits, 40) == room
+        await limits.close()
+
+    asyncio.run(check())
+
+
+class Slow(Limits):
+    """Limits whose store has counted for the second rule, and has not said so yet."""
+
+    def __init__(self, config: LimitsConfig) -> None:
+        super().__init__(config)
+        self.asked, self.said = asyncio.Event(), asyncio.Event()
+
+    async def _hit(self, rule: Rule, call: Call, cost: int) -> tuple[bool, bool]:
+        found = await super()._hit(rule, call, cost)
+        if rule.number == 1:
+            self.asked.set()
+            await self.said.wait()
+        return found
+
+
+@pytest.mark.parametrize("by", ["the client", "the server"])
+def test_who_leaves_while_room_is_reserved_leaves_nothing_taken(by: str) -> None:
+    async def check() -> None:
+        rules = [{"per": "key", "tokens": "100/hour"}, {"per": "all", "tokens": "100/hour"}]
+        limits, one = Slow(parse(LimitsConfig, {"rules": rules})), call()
+
+        async def gone() -> Any:
+            return {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None:
+            pytest.fail("nobody is there")
+
+        async def hold() -> None:
+            async with limits.reserved(one):
+                pytest.fail("nobody waits for it")
+
+        task = asyncio.create_task(hold())
+        await limits.asked.wait()
+        if by == "the client":
+            await _watch(gone, task, one, Outgoing(send))
+        else:
+            task.cancel()
+        await asyncio.sleep(0)
+        limits.said.set()
+        assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+        if by == "the server":  # it did not hear what the second rule said, but knows the first
+            limits.rules.pop()
+        assert await ask(limits, call(max_tokens=79)), "all of it is there again"
 
     asyncio.run(check())
 

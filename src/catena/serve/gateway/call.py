@@ -38,6 +38,8 @@ class Call:
     """`exact` or `semantic` where no replica was asked."""
     left: bool = False
     """Its client went away."""
+    held: bool = False
+    """It is not to be broken off now: what it has half done would be left so."""
     fell_back: bool = False
     """The candidate failed, and the stable model answered."""
     decisions: list[dict[str, Any]] = field(default_factory=list)

@@ -6,6 +6,7 @@ afterwards by the answer's own count. So nobody gets far over a quota by asking 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -25,6 +26,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 RETRY_STORE_S = 2.0
 STORE_TIMEOUT_S = 1.0
+SETTLE = """
+local length, change, age = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local left = redis.call('pttl', KEYS[2])
+if left > 0 and left < length then
+    left = left + length
+    redis.call('rename', KEYS[2], KEYS[1])
+    redis.call('set', KEYS[2], 0, 'PX', left)
+elseif left <= 0 and change > 0 then
+    left = 2 * length
+    redis.call('set', KEYS[2], 0, 'PX', left)
+end
+local key, begun = KEYS[2], 2 * length - left
+if change < 0 then
+    if age > begun + length then return end
+    if age > begun then key = KEYS[1] end
+    change = math.max(change, -(tonumber(redis.call('get', key)) or 0))
+end
+if change ~= 0 then redis.call('incrby', key, change) end
+"""
+"""What `Windows.settle` does, in Redis: what a reservation took is settled in the window that it was counted in.
+
+KEYS: the window before, and this one, as `limits` keeps them: a window begins with its first request, and lives for two
+of its lengths, the second as the one before. ARGV: its length [ms], the change, and how long ago was reserved [ms].
+"""
 
 
 def amount(text: str) -> Any:
@@ -69,8 +94,8 @@ class Rule:
         return 1 if self.what == "requests" else call.ask.prompt_tokens + call.ask.answer_tokens
 
 
-Taken = tuple[Rule, int, bool]
-"""What a request took of a rule, and whether it was counted in the shared store."""
+Taken = tuple[Rule, int, bool, float]
+"""What a request took of a rule, whether it was counted in the shared store, and when [Unix seconds]."""
 
 
 class Limits:
@@ -93,41 +118,47 @@ class Limits:
             aio = require("limits.aio.storage")
             storage = aio.RedisStorage(asynchronous(config.store), implementation="redispy", **options)
             self._shared = require("limits.aio.strategies").SlidingWindowCounterRateLimiter(storage)
+            self._settled = storage.bridge.storage.register_script(SETTLE)
 
     @asynccontextmanager
     async def reserved(self, call: Call) -> AsyncIterator[None]:
         """Keep room for a request while it runs, and settle. Raises `RateLimited`."""
         taken: list[Taken] = []
-        for rule in self.rules:
-            if not rule.fits(call):
-                continue
-            cost = rule.cost(call)
-            room, shared = await self._hit(rule, call, cost)
-            if not room:
-                await self._settle(call, taken, served=False)
-                raise RateLimited(rule.what, told(rule.item), await self._reset(rule, call))
-            taken.append((rule, cost, shared))
         try:
+            call.held = True
+            for rule in self.rules:
+                if not rule.fits(call):
+                    continue
+                cost = rule.cost(call)
+                room, shared = await self._hit(rule, call, cost)
+                if not room:
+                    raise RateLimited(rule.what, told(rule.item), await self._reset(rule, call))
+                taken.append((rule, cost, shared, time.time()))
+            call.held = False
+            if call.left:
+                raise asyncio.CancelledError
             yield
         finally:
             if taken:
+                call.held = True
                 answered = call.status < 500 and call.status != 499
                 await self._settle(call, taken, served=answered or call.events > 0)
 
     async def _settle(self, call: Call, taken: list[Taken], *, served: bool) -> None:
-        """Give back what was not used; a request that nobody answered costs nothing.
+        """Give back what was not used, and count what was used beyond; a request that nobody answered costs nothing.
 
         What was counted in a store that has gone since stays counted there: it is not taken off what is counted here.
         """
         used = sum(call.tokens()) if served and not call.cached and call.status < 400 else 0
-        for rule, cost, shared in taken:
+        for rule, cost, shared, since in taken:
             real = (used if rule.what == "tokens" else 1) if served else 0
             if real == cost:
                 continue
             if shared:
-                await self._hit_shared(rule, call, real - cost)
+                await self._settle_shared(rule, call, real - cost, since)
             else:
-                self._hit_here(rule, call, real - cost)
+                name = (rule.number, *rule.names(call))
+                self._local.settle(name, rule.seconds, real - cost, since, time.time())
 
     async def _hit(self, rule: Rule, call: Call, cost: int) -> tuple[bool, bool]:
         """Return whether there is room, and whether it was counted in the shared store."""
@@ -147,6 +178,20 @@ class Limits:
         except Exception as error:  # noqa: BLE001  whatever the client of the store raises: it is away
             self._lost(error)
             return None
+
+    async def _settle_shared(self, rule: Rule, call: Call, change: int, since: float) -> None:
+        if not self._try_shared():
+            return
+        storage, key = self._shared.storage, rule.item.key_for(*rule.names(call))
+        windows = (storage._previous_window_key(key), storage._current_window_key(key))
+        age = int((time.time() - since) * 1000)
+        try:
+            await self._settled(
+                keys=[storage.bridge.prefixed_key(one) for one in windows],
+                args=[int(rule.seconds * 1000), change, age],
+            )
+        except Exception as error:  # noqa: BLE001  whatever the client of the store raises: it is away
+            self._lost(error)
 
     def _hit_here(self, rule: Rule, call: Call, cost: int) -> bool:
         return self._local.hit((rule.number, *rule.names(call)), rule.item.amount, rule.seconds, cost, time.time())

@@ -211,7 +211,8 @@ async def _watch(receive: Receive, task: asyncio.Task[None] | None, call: Call, 
     assert task is not None
     if not reply.done:
         call.left = True
-        task.cancel()
+        if not call.held:
+            task.cancel()
 
 
 class Outgoing:

@@ -26,12 +26,21 @@ class Windows:
         self._counts: OrderedDict[tuple[object, ...], Count] = OrderedDict()
 
     def hit(self, name: tuple[object, ...], amount: int, seconds: float, cost: int, now: float) -> bool:
-        """Count `cost` where it fits into `amount`; a negative one gives back, and always fits."""
+        """Count `cost` where it fits into `amount`."""
         count, share = self._count(name, seconds, now)
-        if cost > 0 and count.before * share + count.now + cost > amount:
+        if count.before * share + count.now + cost > amount:
             return False
-        count.now = max(0, count.now + cost)
+        count.now += cost
         return True
+
+    def settle(self, name: tuple[object, ...], seconds: float, change: int, since: float, now: float) -> None:
+        """Count what was used beyond a reservation made at `since`, whether it fits or not; or give back the rest of
+        it (a negative change), to the window that it was counted in."""
+        count, _ = self._count(name, seconds, now)
+        if change > 0 or int(since / seconds) == count.window:
+            count.now = max(0, count.now + change)
+        elif int(since / seconds) == count.window - 1:
+            count.before = max(0, count.before + change)
 
     def reset_s(self, name: tuple[object, ...], seconds: float, now: float) -> float:
         """Return after how many seconds there is room for one more."""
