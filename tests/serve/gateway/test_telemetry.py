@@ -54,6 +54,38 @@ def test_a_request_is_a_span_under_the_callers_and_above_the_replicas() -> None:
     assert dict(failed.attributes or {})["error.type"] == "RuntimeError"
 
 
+COUNT = {"prompt_tokens": 5, "completion_tokens": 3000}
+WORDS = "word " * 3000
+TOOL = {"parameters": {"properties": {"usage": {"type": "object"}}}}
+
+
+def chunk(**fields: Any) -> bytes:
+    return b"data: " + orjson.dumps(fields) + b"\n\n"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [orjson.dumps({"choices": [{"message": {"content": WORDS}}], "usage": COUNT})],
+        [orjson.dumps({"choices": [{"message": {"content": WORDS * 80}}], "usage": COUNT})],
+        [orjson.dumps({"usage": COUNT, "choices": [{"message": {"content": WORDS}}]})],
+        [orjson.dumps({"output": [], "usage": COUNT, "tools": [TOOL], "metadata": {"usage": "mine"}})],
+        [orjson.dumps({"output": [{"text": WORDS}], "usage": COUNT}, option=orjson.OPT_INDENT_2)],
+        [chunk(choices=[], usage=None), chunk(choices=[], usage=COUNT), b"data: [DONE]\n\n"],
+        [chunk(choices=[], usage=COUNT)[:30], chunk(choices=[], usage=COUNT)[30:], b"data: [DONE]\n\n"],
+        [*[chunk(choices=[{"delta": {"content": WORDS}}])] * 100, chunk(usage=COUNT) + b"data: [DONE]\n\n"],
+        [chunk(type="response.completed", response={"output": WORDS, "tools": [TOOL], "usage": COUNT, "user": None})],
+    ],
+)
+def test_what_an_answer_says_of_its_tokens_is_read_however_long_it_is(pieces: list[bytes], keep: bool) -> None:
+    one = call()
+    one.keep, one.kind = keep, b"text/event-stream" if b"data:" in pieces[0] else b"application/json"
+    for piece in pieces:
+        one.took(piece)
+    assert one.tokens() == (5, 3000)
+
+
 def test_without_a_collector_the_callers_trace_goes_on_and_nonsense_does_not() -> None:
     traces, one = Traces(TelemetryConfig()), call()
     with traces.span(scope(), one):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -12,6 +13,8 @@ from catena.serve.gateway.ask import Ask
 from catena.serve.gateway.identity import Identity
 
 KEPT_BYTES = 1 << 20
+TAIL_BYTES = 1 << 13
+"""Of a stream that nobody wants to read: its own count stands in its last events."""
 
 
 @dataclass(slots=True)
@@ -56,13 +59,12 @@ class Call:
     def took(self, piece: bytes) -> None:
         """Note a piece of the answer that goes out."""
         self.events += piece.count(b"data:")
-        if self.keep and len(self.answer) + len(piece) <= KEPT_BYTES:
-            self.answer += piece
-        elif self.keep:
+        if not self.streamed:
+            self._usage = _usage(piece, streamed=False)
+        self.answer += piece
+        if len(self.answer) > (KEPT_BYTES if self.keep else 2 * TAIL_BYTES):
             self.keep = False
-            self.answer.clear()
-        elif not self.keep and b'"usage"' in piece:
-            self.answer[:] = piece[-8192:]
+            del self.answer[:-TAIL_BYTES]
 
     @property
     def streamed(self) -> bool:
@@ -91,10 +93,21 @@ class Call:
 
 
 def _usage(answer: bytes, streamed: bool) -> dict[str, Any]:
-    pieces = [line[5:] for line in answer.splitlines() if line.startswith(b"data:")] if streamed else [answer]
-    for piece in reversed(pieces):
-        if b'"usage"' not in piece:
-            continue
+    """Return the last count in an answer, or nothing.
+
+    Mostly it is the last thing in it. So what follows its name is parsed first, with the braces in front that are open
+    there: a long answer costs no more than a short one, and a stream of which only the end is there is understood.
+    """
+    at = answer.rfind(b'"usage"')
+    if at < 0:
+        return {}
+    if streamed:
+        rest = answer[at:].partition(b"\n")[0]
+        lines = (line[5:] for line in reversed(answer.splitlines()) if line.startswith(b"data:"))
+        pieces = chain((b"{" + rest, b'{"response":{' + rest), (line for line in lines if b'"usage"' in line))
+    else:
+        pieces = chain((b"{" + answer[at:], answer))
+    for piece in pieces:
         try:
             value = orjson.loads(piece)
         except orjson.JSONDecodeError:
