@@ -106,6 +106,18 @@ def test_normal_form() -> None:
     assert changed == ("controls_removed", "composed")
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\u2028", "\u2029", "\x0b", "\x0c", "\x85"])
+def test_every_kind_of_line_end_ends_a_line(end: str) -> None:
+    assert normalise(f"one{end}two") == ("one\ntwo", ())
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x0b", "\x0c"])
+def test_a_text_of_short_lines_with_rare_ends_is_text(end: str) -> None:
+    assert text_of(f"A short line of text.{end}".encode() * 40, "text/plain").text == "\n".join(
+        ["A short line of text."] * 40
+    )
+
+
 def test_frame_lines_go_from_the_edges_and_stay_in_the_middle() -> None:
     frame = frame_lines(Counter({"Home | About": 20, "Heading": 3}), 20)
     assert frame == {"Home | About"}

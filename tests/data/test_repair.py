@@ -68,6 +68,8 @@ def test_each_repair_can_be_switched_off() -> None:
     nothing = RepairConfig(mojibake=False, control=False, invisible=False, nfc=False, whitespace=False)
     assert repair(text, nothing) == (text, [])
     assert repair(text, nothing.model_copy(update={"whitespace": True}))[1] == ["line_ends", "whitespace"]
+    ends = "a\rb\x0bc\x0cd\x85e\u2028f\u2029g"  # no control character stands there for itself
+    assert repair(ends, RepairConfig(mojibake=False, whitespace=False)) == (ends, [])
 
 
 def test_a_long_line_is_repaired_in_bounded_time() -> None:

@@ -36,7 +36,10 @@ BAD_SHARE, BAD_FEW = 0.01, 3
 LOW_CONTROLS = [byte for byte in range(0x20) if byte not in b"\t\n\r\f\x1b"]
 BINARY_SHARE = 0.03
 
-CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff\u2028\u2029]")
+# Every mark that ends a line (Unicode Standard, 5.8), a page or a paragraph: to delete one would glue two words.
+LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+# Line ends are none of them, but for U+0085: a text full of those was decoded as what it is not.
+CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 SPACES = re.compile("[\u00a0\u2007\u202f]")
 
 
@@ -122,7 +125,7 @@ def normalise(text: str, *, from_html: bool = False) -> tuple[str, tuple[str, ..
     With `from_html`, what is left of table cells (tabs, lines of blanks) goes too.
     """
     changed = []
-    plain = SPACES.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
+    plain = SPACES.sub(" ", LINE_END.sub("\n", text))
     cleaned = CONTROLS.sub("", plain)
     if cleaned != plain:
         changed.append("controls_removed")

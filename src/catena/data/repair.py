@@ -18,13 +18,13 @@ from catena.core.errors import DataError
 from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion
+from catena.data.decode import LINE_END
 from catena.data.privacy import map_texts
 from catena.data.shards import Outcome, map_rows, write_rows
 
-LINE_END = re.compile("\r\n|[\r\u2028\u2029\x0b\x0c\x85]")
 TERMINAL_ESCAPE = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
-# C0 and C1 without tab and line feed, the deprecated format characters, and the interlinear marks.
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u206a-\u206f\ufff9-\ufffb]")
+# C0 and C1 without tab and line ends, the deprecated format characters, and the interlinear marks.
+CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u206a-\u206f\ufff9-\ufffb]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 BYTE_ORDER_MARK = "\ufeff"
