@@ -10,7 +10,7 @@ from catena.data import lsh
 from catena.data.clusters import choose
 from catena.data.lsh import across, buckets, link
 from catena.data.minhash import band_keys, candidates, shingles, signatures
-from catena.data.shingles import Sets, jaccard, shingle_sets, word_hashes
+from catena.data.shingles import Sets, fold, jaccard, shingle_sets, word_hashes
 from catena.data.words import folded_words
 
 
@@ -50,12 +50,29 @@ def test_signatures_do_not_depend_on_what_is_signed_beside() -> None:
 
 def test_words_are_those_of_the_other_stages() -> None:
     text = "don't stop_now 東京タワー 3.14 naïve한국어 x" + "𠀀𠀁 end"
+    text += "\u0301 हिन्दी می‌خواهم ‌র‍্যাব‍‌ 漢\u0301 1\ufe0f\u20e3 \u0301x 👨‍👩 ที่นี่ ខ្មែរ។ \U00011013\U00011046a‌"
     hashes, starts = word_hashes(text)
     words = folded_words(text)
     assert [text[start : start + len(word)] for start, word in zip(starts.tolist(), words, strict=True)] == words
     again = word_hashes(" ".join(words))[0]
     assert np.array_equal(hashes, again)
     assert len(set(hashes.tolist())) == len(set(words))
+
+
+def test_two_hindi_sentences_that_differ_in_vowel_signs_are_not_alike() -> None:
+    first = "किताब की कीमत का हिसाब करो और बाजार में जाकर देखो कि दाम कितना है"
+    second = first.translate(str.maketrans("िीे", "ुाो"))
+    assert jaccard(*(shingle_sets([text], 5).values for text in (first, second))) < 0.2
+
+
+def test_marks_and_words_agree_on_text_at_random() -> None:
+    signs = ["a", "न", "漢", "ก", *"\u0e34\u0301\u093f\U00011046\u200c\u200d\ufe0f_. "]
+    chance = random.Random(7)
+    for _ in range(3000):
+        text = fold("".join(chance.choices(signs, k=chance.randrange(12))))
+        words = folded_words(text)
+        assert np.array_equal(word_hashes(text)[0], word_hashes(" ".join(words))[0]), repr(text)
+        assert len(word_hashes(text)[0]) == len(words), repr(text)
 
 
 def test_a_text_longer_than_a_piece_has_the_same_shingles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,26 @@ def test_each_han_kana_and_hangul_character_is_a_word() -> None:
     assert words_of("用 Python3 写: カナ 한글!") == ["用", "Python3", "写", "カ", "ナ", "한", "글"]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("می‌خواهم، خانه‌ها ", ["می‌خواهم", "خانه‌ها"]),
+        ("র‍্যাব ক্ষ‌।", ["র‍্যাব", "ক্ষ"]),  # a joiner at the end joins nothing
+        ("it's e\u0301te\u0301", ["it", "s", "e\u0301te\u0301"]),
+        ("\u0301x 葛\U000e0100城\u0301 か\u3099", ["x", "葛", "城", "か", "\u3099"]),
+        ("1\ufe0f\u20e3 and 👨\u200d👩\u200dfamily \u200cin\u200bside", ["1", "and", "family", "in", "side"]),
+        ("ที่นี่ ๑๒ ។ខ្មែរ", ["ท", "\u0e35", "\u0e48", "น", "\u0e35", "\u0e48", "๑๒", "ខ", "\u17d2", "ម", "\u17c2", "រ"]),
+    ],
+)
+def test_marks_and_joiners_belong_to_the_word_of_the_letter_before_them(text: str, words: list[str]) -> None:
+    assert words_of(text) == words
+
+
+def test_case_folding_cuts_no_word() -> None:
+    assert len(folded_words("İstanbul ΐ ǰ")) == 3  # a mark stands by itself in each
+
+
 def test_width_and_case_do_not_matter_when_folded() -> None:
     assert folded_words("Ｈello　WORLD") == ["hello", "world"]
     assert folded(" A \n\t b ") == "a b"

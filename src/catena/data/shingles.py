@@ -3,9 +3,10 @@
     texts -> folded code points -> a hash for each word -> a hash for each `ngram` words in a row -> sorted, distinct
 
 Everything after case folding is numpy over a whole batch of texts, because a regular expression and a Python object for
-each word cost eight times as much. What a word is stands in `words`: Han, kana and hangul characters one by one, other
-letters and digits together. The hashes are the same in every process: a polynomial over the code points modulo 2^64,
-mixed at the end. Two different words of fewer than a thousand letters share one with a chance of about 2^-60.
+each word cost eight times as much. What a word is stands in `words`: characters of scripts without spaces one by one,
+other letters and digits together, with their marks. The hashes are the same in every process: a polynomial over the
+code points modulo 2^64, mixed at the end. Two different words of fewer than a thousand letters share one with a chance
+of about 2^-60.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from catena.data.words import CJK_CHARACTER
+from catena.data.words import JOINERS, MARKS, ONE_BY_ONE
 
 Hashes = npt.NDArray[np.uint64]
 Offsets = npt.NDArray[np.int64]
@@ -26,7 +27,7 @@ Offsets = npt.NDArray[np.int64]
 MULTIPLIER = 0x9E3779B97F4A7C15
 # Code points that are cut at once: some arrays of this many 8-byte numbers are held, and stay near the processor.
 PIECE = 1 << 18
-SEPARATOR, LETTER, CHARACTER = 0, 1, 2
+SEPARATOR, LETTER, CHARACTER, MARK, JOINER = range(5)
 
 
 class Sets(NamedTuple):
@@ -60,11 +61,13 @@ def mixed(values: Hashes) -> Hashes:
 
 @cache
 def _kinds() -> npt.NDArray[np.uint8]:
-    """Return for each code point whether it separates words, is part of one, or is one."""
+    """Return for each code point whether it separates words, is part of one, is one, or what stands before it says."""
     characters = list(map(chr, range(0x110000)))
     kinds = np.fromiter(map(str.isalnum, characters), dtype=np.uint8, count=len(characters))
     kinds[ord("_")] = LETTER
-    one_by_one = CJK_CHARACTER.findall("".join(characters[0x1100:0x32400]))
+    kinds[[ord(character) for character in MARKS]] = MARK
+    kinds[[ord(character) for character in JOINERS]] = JOINER
+    one_by_one = ONE_BY_ONE.findall("".join(characters[0x0E00:0x32400]))
     kinds[[ord(character) for character in one_by_one]] = CHARACTER
     return kinds
 
@@ -80,7 +83,7 @@ def word_hashes(folded: str) -> tuple[Hashes, Offsets]:
     """Return the hash of each word of a folded text, and where in the text it begins."""
     hashes, starts, position = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], 0
     codes = np.frombuffer(folded.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    kinds = _kinds()[codes]
+    kinds = _with_their_letters(_kinds()[codes])
     while position < len(codes):
         end = _cut(kinds, position, min(position + PIECE, len(codes)))
         found = _hashes_of_piece(codes[position:end], kinds[position:end])
@@ -88,6 +91,18 @@ def word_hashes(folded: str) -> tuple[Hashes, Offsets]:
         starts.append(found[1] + position)
         position = end
     return np.concatenate(hashes), np.concatenate(starts)
+
+
+def _with_their_letters(kinds: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Make marks and joiners parts of the word before them, or separators where none is; changes `kinds`."""
+    joiners = np.flatnonzero(kinds == JOINER)
+    after = np.append(kinds, SEPARATOR)[joiners + 1]
+    kinds[joiners[(after != LETTER) & (after != MARK)]] = SEPARATOR
+    marks = np.flatnonzero(kinds >= MARK)
+    first = np.diff(marks, prepend=-2) > 1
+    before = np.append(kinds, SEPARATOR)[marks[first] - 1]  # of the text's first character: the one at the end
+    kinds[marks] = np.where(before == LETTER, LETTER, SEPARATOR)[np.cumsum(first) - 1]
+    return kinds
 
 
 def _cut(kinds: npt.NDArray[np.uint8], start: int, end: int) -> int:
