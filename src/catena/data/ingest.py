@@ -75,6 +75,7 @@ def ingest(ctx: Context, cfg: IngestConfig) -> DatasetVersion:
         work.run(waiting, workers, ctx.progress("Read", len(waiting), "files"))
     changed: Counter[str] = Counter()
     with ctx.store.new_dataset(reading.shape, license=cfg.license) as writer:
+        before.copy("", writer)
         for entry in ctx.progress("Write", len(entries), "files").over(entries):
             if entry.name in work.unchanged:
                 before.copy(entry.name, writer)
@@ -82,10 +83,13 @@ def ingest(ctx: Context, cfg: IngestConfig) -> DatasetVersion:
                 _write(writer, entry, journal, changed)
         listed = work.facts if len(work.facts) <= LISTED else {}
         told = {"basis": basis, "files": {name: listed[name] for name in sorted(listed)}}
-        dataset = writer.commit(changed=dict(sorted(changed.items())), profile={"ingest": told})
+        kept = before.by_hand.profile(before.by_hand.keys - {"", *(entry.name for entry in entries)})
+        dataset = writer.commit(changed=dict(sorted(changed.items())), profile={"ingest": told, **kept})
     shutil.rmtree(journal.folder)
     for name, count in {"files": len(entries), "files_read": work.read, "bytes_read": work.bytes}.items():
         ctx.events.metric(name, count)
+    if by_hand := before.by_hand.keys & work.unchanged:
+        ctx.events.log(f"{len(by_hand)} files stay as people left their rows, whatever stands in them now")
     if hidden:
         ctx.events.log(f"{hidden} hidden files and folders were passed over; name one in `paths` to read it")
     return dataset

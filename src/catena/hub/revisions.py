@@ -34,6 +34,8 @@ MOST_FRAGMENTS = 100
 MOST_CHANGED = 0.5
 """Share of the base's rows beyond which a table of its own is the better choice."""
 
+OF_THE_SOURCE = frozenset({"cursor", "collect", "feedback", "ingest", "by_hand"})
+"""What a profile tells of the source and how to go on there: as true of the rows after a few of them changed."""
 
 Rows = Callable[[], Iterator[dict[str, Any]]]
 
@@ -56,7 +58,11 @@ def save_change(store: Store, base: DatasetVersion, removed: Positions, added: R
             writer.add(to_sample(row))
         for sample, reason, detail in opened.rejects():
             writer.reject(sample, reason, detail, shape=opened.reject_shape)
-        return writer.commit(labels=base.labels)
+        return writer.commit(labels=base.labels, profile=_lasting(base))
+
+
+def _lasting(version: DatasetVersion) -> dict[str, Any]:
+    return {name: value for name, value in version.profile.items() if name in OF_THE_SOURCE}
 
 
 def write_revision(store: Store, base: Dataset, removed: Positions, added: Iterable[dict[str, Any]]) -> DatasetVersion:
@@ -149,7 +155,7 @@ class _Revision:
                 "splits": {
                     name: Split(rows=rows, bytes=size) for name, (rows, size) in sorted(self.splits.items()) if rows
                 },
-                "profile": {"funnel": {**funnel, "changed": {}}},
+                "profile": {**_lasting(version), "funnel": {**funnel, "changed": {}}},
                 "revision": int(written.version),
                 "files": self._files(written),
             }

@@ -24,6 +24,7 @@ from catena.core.digest import digest_of
 from catena.core.sample import Sample, sample_id
 from catena.core.stage import Context
 from catena.core.types import DatasetVersion, Shape
+from catena.data.by_hand import ByHand, from_the_start
 from catena.data.collect.client import HttpError
 from catena.data.collect.journal import Batch, Item, Journal, Position, storable
 from catena.hub.datasets import DatasetWriter
@@ -55,11 +56,17 @@ class Past:
         if self.before is None:
             return {}
         opened = self.context.store.open_dataset(self.before)
-        found = {sample.metadata["key"]: sample.metadata.get(name) for sample, _, _ in opened.rejects()}
+        found = {key_of(sample): sample.metadata.get(name) for sample, _, _ in opened.rejects()}
         for text in opened.table(columns=["metadata"]).column("metadata").to_pylist():
             facts = orjson.loads(text)
-            found[facts["key"]] = facts.get(name)
+            found[facts.get("key", "")] = facts.get(name)
+        found.pop("", None)
         return found
+
+
+def key_of(sample: Sample) -> str:
+    """Return what the source calls a row; nothing for one that a person added."""
+    return str(sample.metadata.get("key", ""))
 
 
 class Connector(Protocol):
@@ -96,9 +103,13 @@ def collect(ctx: Context, connector: Connector, max_records: int) -> DatasetVers
     told = (end.get("cursor") or {}).get("license") or (end.get("position") or {}).get("license")
     license = connector.license or told
     with ctx.store.new_dataset(connector.shape, license=license) as writer:
-        counts = _Merge(ctx, connector, before, journal).write(writer)
+        merge = _Merge(connector, ByHand(ctx, before, key_of), journal)
+        counts = merge.write(writer)
         cursor = {"connector": connector.name, "identity": basis["identity"], **end}
-        version = writer.commit(profile={"cursor": cursor, "collect": dict(sorted(counts.items()))})
+        profile = {"cursor": cursor, "collect": dict(sorted(counts.items())), **merge.by_hand.profile(merge.gone)}
+        version = writer.commit(profile=profile)
+    if merge.passed_over:
+        ctx.events.log(f"{merge.passed_over} rows stay as people left them, whatever the source says now")
     for name, count in sorted(counts.items()):
         ctx.events.metric(name, count)
     shutil.rmtree(journal.folder)
@@ -112,7 +123,7 @@ def _before(ctx: Context, connector: Connector) -> tuple[DatasetVersion | None, 
         return None, {}
     stored = dict(latest.profile.get("cursor") or {})
     if latest.shape != connector.shape or stored.get("identity") != digest_of(dict(connector.identity)):
-        ctx.events.log(f"the newest version of {ctx.name} came from another source or config: collected from the start")
+        from_the_start(ctx, latest, key_of)
         return None, {}
     return latest, stored
 
@@ -163,11 +174,16 @@ def _checked(item: Item, shape: Shape) -> Item:
 class _Merge:
     """The version before and the journal become one dataset; both come in the order of keys and are streamed."""
 
-    def __init__(self, ctx: Context, connector: Connector, before: DatasetVersion | None, journal: Journal) -> None:
+    def __init__(self, connector: Connector, by_hand: ByHand, journal: Journal) -> None:
         self._connector, self._journal = connector, journal
-        self._before = ctx.store.open_dataset(before) if before is not None else None
-        self._index = journal.index()
-        self._new = {item.key: item.outcome for item in journal.read(self._index.values())}
+        self.by_hand, self._before = by_hand, by_hand.opened
+        index = journal.index()
+        told = {item.key: item.outcome for item in journal.read(index.values())}
+        # What a person changed or took out stays so, unless the source has it no more.
+        self._new = {key: what for key, what in told.items() if what == "gone" or key not in by_hand.keys}
+        self._index = {key: place for key, place in index.items() if key in self._new}
+        self.passed_over = len(told) - len(self._new)
+        self.gone = {key for key, what in told.items() if what == "gone"}
         self._license = connector.license
         self._gone: list[tuple[str, Sample, str, str]] = []
         self._counts: Counter[str] = Counter(dict.fromkeys(("new", "changed", "unchanged", "gone", "kept"), 0))
@@ -183,7 +199,7 @@ class _Merge:
                 old = sample
                 continue
             if is_new:
-                writer.add(self._newer(old if old is not None and old.metadata["key"] == key else None, sample))
+                writer.add(self._newer(old if old is not None and key_of(old) == key else None, sample))
                 old = None
             else:
                 self._counts["kept"] += 1
@@ -199,8 +215,8 @@ class _Merge:
         return self._journal.read(place for key, place in self._index.items() if self._new[key] == outcome)
 
     def _old_rows(self) -> Iterator[tuple[str, int, Sample]]:
-        for sample in self._before.samples() if self._before else ():
-            key = sample.metadata["key"]
+        for sample in self.by_hand.rows():
+            key = key_of(sample)
             if self._new.get(key) == "gone":
                 self._counts["gone"] += 1
                 empty = replace(sample, data=EMPTY[self._connector.shape])
@@ -210,10 +226,10 @@ class _Merge:
 
     def _old_rejects(self) -> Iterator[tuple[str, Sample, str, str]]:
         for sample, reason, detail in self._before.rejects() if self._before else ():
-            now = self._new.get(sample.metadata["key"])
+            now = self._new.get(key_of(sample))
             # What was gone and still is stays recorded; any other reject is over when its record is gone or well.
             if now is None or (now == "gone" and reason == "gone"):
-                yield sample.metadata["key"], sample, reason, detail
+                yield key_of(sample), sample, reason, detail
 
     def _newer(self, old: Sample | None, new: Sample) -> Sample:
         """Return the old row when the new one says the same: a new ETag alone makes no new version."""

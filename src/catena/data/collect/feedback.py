@@ -26,6 +26,7 @@ from catena.core.sample import Sample, sample_id
 from catena.core.stage import Context, stage
 from catena.core.trace import TRACES, Trace, TraceSource
 from catena.core.types import DatasetVersion, ModelVersion
+from catena.data.by_hand import ByHand, from_the_start
 from catena.data.dedup import DedupConfig
 from catena.data.filters.table import Filter, parse_filters
 from catena.data.privacy import MaskConfig, mask_row
@@ -93,18 +94,21 @@ def collect_feedback(ctx: Context, cfg: CollectFeedbackConfig, *, model: ModelVe
     source: TraceSource = TRACES.load(cfg.source)(ctx.store.root, cfg.folder)
     before, since = _before(ctx, cfg, model)
     traces, cursor = source.rated(since, cfg.max_traces)
-    old = _Old(ctx, before)
+    by_hand = ByHand(ctx, before, _trace_of, _place)
+    old = _Old(by_hand)
     gone = source.destroyed(old.keys())
     judge = judge_of(cfg, model)
-    new = {judged.trace: judged for judged in map(judge, ctx.progress("Feedback", len(traces), "traces").over(traces))}
-    kept = _deduplicated(cfg, old.texts(lambda one: one["key"] not in gone and one["trace"] not in new), new)
+    found = map(judge, ctx.progress("Feedback", len(traces), "traces").over(traces))
+    # What a person changed or took out stays so, unless it may not be kept any more.
+    new = {one.trace: one for one in found if one.reason or one.trace not in by_hand.keys}
+    kept = _deduplicated(cfg, old.texts(lambda one: one.get("key") not in gone and one.get("trace") not in new), new)
     counts: Counter[str] = Counter(dict.fromkeys(("new", "changed", "withdrawn", "erased", "kept"), 0))
     masked: Counter[str] = Counter()
     with ctx.store.new_dataset("conversation", license=cfg.license) as out:
         _write(out, old, kept, gone, counts)
         for judged in kept.values():
             masked.update({} if judged.reason else judged.counts or {})
-        profile = {"feedback": {"cursor": cursor, "identity": _identity(cfg, model), **counts}}
+        profile = {"feedback": {"cursor": cursor, "identity": _identity(cfg, model), **counts}, **by_hand.profile(new)}
         version = out.commit(changed=dict(sorted(masked.items())), profile=profile)
     for name, count in sorted(counts.items()):
         ctx.events.metric(name, count)
@@ -122,7 +126,7 @@ def _before(ctx: Context, cfg: CollectFeedbackConfig, model: ModelVersion | None
         return None, 0
     stored = latest.profile.get("feedback") or {}
     if latest.shape != "conversation" or stored.get("identity") != _identity(cfg, model):
-        ctx.events.log(f"the newest version of {ctx.name} came from another source or config: collected from the start")
+        from_the_start(ctx, latest, _trace_of)
         return None, 0
     return latest, int(stored["cursor"])
 
@@ -205,11 +209,8 @@ def sample_of(trace: Trace, cfg: CollectFeedbackConfig, *, words: bool = True) -
 class _Old:
     """The version before, read when it is needed."""
 
-    def __init__(self, ctx: Context, before: DatasetVersion | None) -> None:
-        self._dataset = ctx.store.open_dataset(before) if before is not None else None
-
-    def rows(self) -> Iterator[Sample]:
-        return self._dataset.samples() if self._dataset else iter(())
+    def __init__(self, by_hand: ByHand) -> None:
+        self.rows, self._dataset = by_hand.rows, by_hand.opened
 
     def rejects(self) -> Iterator[tuple[Sample, str, str]]:
         return self._dataset.rejects() if self._dataset else iter(())
@@ -250,6 +251,10 @@ def _deduplicated(cfg: CollectFeedbackConfig, stored: list[str], new: Mapping[st
     return {one.trace: one for one in sorted(decided.values(), key=_place_of)}
 
 
+def _trace_of(sample: Sample) -> str:
+    return str(sample.metadata.get("trace", ""))
+
+
 def _place_of(judged: Judged) -> tuple[str, str]:
     return _place(judged.sample)
 
@@ -265,11 +270,11 @@ def _write(out: DatasetWriter, old: _Old, new: Mapping[str, Judged], gone: set[s
 
     def stays(stored: Iterable[Sample]) -> Iterator[Sample]:
         for sample in stored:
-            now = new.get(str(sample.metadata["trace"]))
+            now = new.get(_trace_of(sample))
             if now is not None:
                 seen.add(now.trace)
                 counts["changed" if not now.reason else "withdrawn"] += 1
-            elif sample.metadata["key"] in gone:
+            elif sample.metadata.get("key") in gone:
                 counts["erased"] += 1
                 rejects.append((_blank(sample), "erased", ""))
             else:

@@ -42,11 +42,15 @@ class Work:
     _started: float = 0.0
 
     def waiting(self, entries: list[Entry]) -> list[Entry]:
-        """Return the files that have to be opened; those of the same size and stamp as before are `unchanged`."""
+        """Return the files that have to be opened; those of the same size and stamp as before are `unchanged`.
+
+        So are those of which people changed rows.
+        """
         found = []
         for entry in entries:
             known = self.before.files.get(entry.name)
-            if known and entry.stamp and known[:2] == (entry.size, entry.stamp):
+            stamped = known and entry.stamp and known[:2] == (entry.size, entry.stamp)
+            if known and (stamped or entry.name in self.before.by_hand.keys):
                 self.unchanged.add(entry.name)
                 self.facts[entry.name] = known
             elif entry.problem is None:
