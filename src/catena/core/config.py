@@ -7,7 +7,7 @@ that says where, what, and what was meant.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -49,6 +49,13 @@ class Config(BaseModel):
     def modules(self) -> tuple[str, ...]:
         """Return the modules that these values choose (a filter by its name): their code is part of the step."""
         return ()
+
+    def pinned(self, digest: Callable[[str], str], inputs: Collection[str]) -> Self:
+        """Return these values with the digest of each stored thing that they name: it is part of the step.
+
+        `digest` gives that of a name. `inputs` are those that the step is given.
+        """
+        return self
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -9,11 +9,11 @@ The report has `samples.jsonl` (each question, answer and score), `documents.jso
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import orjson
@@ -82,13 +82,21 @@ class TasksConfig(Config):
     uncontained_code: bool = False
     """Run programs of the model even where this machine cannot contain them."""
     datasets: dict[str, str] = Field(default_factory=dict)
-    """Digest of each stored dataset that a task names; filled in by `catena evaluate`."""
+    """Digest of each stored dataset that a task names; those that are not given are filled in before the step."""
     content: dict[str, str] = Field(default_factory=dict)
     """Digest of each task with its files; filled in here."""
 
     def modules(self) -> tuple[str, ...]:
         """Return where the generator lives: a plugin's too."""
         return (GENERATORS.table()[self.generator].partition(":")[0],)
+
+    def pinned(self, digest: Callable[[str], str], inputs: Collection[str]) -> Self:
+        """Return these values with the datasets that tasks name; the input `data` stands for every one of them."""
+        if "data" in inputs:
+            return self
+        places = [place.dataset for one in load_tasks(self.tasks, self.data) for place in data_of(one.task)]
+        datasets = {name: self.datasets.get(name) or digest(name) for name in places if name is not None}
+        return self.model_copy(update={"datasets": datasets})
 
     @field_validator("generator")
     @classmethod
@@ -158,7 +166,7 @@ def tasks(
         scores,
         details={
             "data": digest_of(sorted(cfg.content.items())),
-            "config": measured_by(cfg, ctx.seed, judge),
+            "config": measured_by(cfg, ctx.seed, data, judge),
             "generator": cfg.generator,
             "tasks": {one.loaded.task.name: about(one) for one in found},
             "questions": sum(len(one.outcome.lines) for one in found),
@@ -170,10 +178,13 @@ def tasks(
     )
 
 
-def measured_by(cfg: TasksConfig, seed: int, judge: ModelVersion | None) -> dict[str, Any]:
-    """Return what decides the scores beside model and data."""
+def measured_by(
+    cfg: TasksConfig, seed: int, data: DatasetVersion | None, judge: ModelVersion | None
+) -> dict[str, Any]:
+    """Return what decides the scores beside the model."""
     values = cfg.model_dump(mode="json", include={"limit", "chat", "judge", "datasets"})
-    return {**values, "seed": seed, "content": dict(cfg.content), "judge_model": judge.digest if judge else None}
+    given = {"data": data.digest if data else None, "judge_model": judge.digest if judge else None}
+    return {**values, **given, "seed": seed, "content": dict(cfg.content)}
 
 
 def about(one: Measured) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _of_report(store: Store, report: Report) -> Iterator[Standing]:
     versions = store.index.versions(digest=report.subject)
     label = f"{versions[-1].name}@{versions[-1].version}" if versions else report.subject[:12]
     config = dict(report.details.get("config") or {})
-    how = {key: config.get(key) for key in ("limit", "seed", "chat", "judge", "judge_model", "datasets")}
+    how = {key: config.get(key) for key in ("limit", "seed", "chat", "judge", "judge_model", "data", "datasets")}
     for name, about in dict(report.details.get("tasks") or {}).items():
         main = about["main"]
         way = digest_of([about["digest"], how])[:8]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from catena.core.config import check
 from catena.core.digest import digest_of
+from catena.core.errors import NotFound
 from catena.core.types import Artifact, DatasetVersion, Run
 from catena.flow.recipe import Recipe, Step
 from catena.hub.store import Store
@@ -67,6 +68,11 @@ def _stored_before(store: Store, step: Step, inputs: Mapping[str, Artifact]) -> 
     return tuple(takewhile(lambda digest: digest not in mine, filter(store.index.artifact, named)))
 
 
+def pinned(store: Store, step: Step) -> Step:
+    """Return a step whose config has the digests of the stored things that it names; raises `NotFound`."""
+    return replace(step, config=step.config.pinned(lambda name: store.resolve(name).digest, step.use))
+
+
 def find_done(store: Store, key: str) -> tuple[Run, Artifact] | None:
     """Return the newest finished run with this key whose output is still whole at a glance (every file, its size)."""
     for run in reversed(store.index.find_runs(key=key, status="done")):
@@ -97,7 +103,11 @@ def make_plan(store: Store, recipe: Recipe, *, until: str | None = None, refresh
             planned.append(_with(row, f"after {', '.join(dict.fromkeys(waits))}"))
             continue
         inputs = {name: known[target] for name, target in step.use.items()}
-        step = after_stored(store, step, inputs)
+        try:
+            step = pinned(store, after_stored(store, step, inputs))
+        except NotFound as error:  # a step before it may make it
+            planned.append(_with(row, error.message))
+            continue
         found = find_done(store, step_key(step, inputs))
         if refresh and step.stage.volatile:
             planned.append(_with(row, "looks at the world again (--refresh)"))

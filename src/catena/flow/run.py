@@ -28,7 +28,7 @@ from catena.core.events import Events, Listener
 from catena.core.stage import Context
 from catena.core.types import KINDS, Artifact, Run, RunStatus
 from catena.data.executors import one_cluster
-from catena.flow.plan import after_stored, find_done, step_key, stored_inputs
+from catena.flow.plan import after_stored, find_done, pinned, step_key, stored_inputs
 from catena.flow.recipe import Recipe, Step
 from catena.hub.files import write_atomically
 from catena.hub.index import now
@@ -83,7 +83,7 @@ def run_recipe(
             for step in steps:
                 known = stored | result.outputs
                 inputs = {name: known[target] for name, target in step.use.items()}
-                step = after_stored(store, step, inputs)
+                step = pinned(store, after_stored(store, step, inputs))
                 _Step(store, recipe, step, inputs, events, result).run(refresh=refresh and step.stage.volatile)
             result.status = "done"
             result.seconds = time.monotonic() - started

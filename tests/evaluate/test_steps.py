@@ -1,0 +1,75 @@
+"""Evaluation as a step of a recipe: whatever decides the scores decides whether the step is taken from the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catena.core.source import Source
+from catena.core.types import ArtifactBase, ModelVersion, Report, Run
+from catena.flow.evaluation import standings
+from catena.flow.plan import make_plan
+from catena.flow.recipe import Recipe, check_recipe
+from catena.flow.run import run_recipe
+from catena.hub.store import Store
+from tests.evaluate.conftest import documents
+
+from .written import written
+
+PAGES = "name: pages\nkind: perplexity\ndata: {dataset: pages}\n"
+
+
+@pytest.fixture
+def named(store: Store, model: ModelVersion) -> Store:
+    """The store, with the model under the name `m`."""
+    return name(store, "m", model)
+
+
+def name(store: Store, called: str, artifact: Any) -> Store:
+    store.index.add_artifact(artifact)
+    store.index.add_name(called, artifact.digest)
+    return store
+
+
+def recipe(store: Store, path: str, use: dict[str, str] | None = None, **config: Any) -> Recipe:
+    step = {"stage": "evaluate.tasks", "use": {"model": "m", **(use or {})}, "with": {"tasks": [path], **config}}
+    return check_recipe(Source("r", "", {"name": "r", "steps": {"scores": step}}), store=store)
+
+
+def ran(store: Store, one: Recipe) -> tuple[Run, Report]:
+    done = run_recipe(store, one)
+    output: ArtifactBase = done.outputs["scores"]
+    assert isinstance(output, Report)
+    return done.runs["scores"], output
+
+
+def test_a_new_version_of_a_stored_dataset_is_measured(named: Store, tmp_path: Path) -> None:
+    (path,) = written(tmp_path, pages=PAGES)
+    one = recipe(named, path)
+    assert [row.status for row in make_plan(named, one)] == ["run"]  # there is no such dataset yet
+    name(named, "pages", documents(named, ["json.loads reads a document."]))
+    _, first = ran(named, one)
+    assert make_plan(named, one)[0].status == "cached"
+    second_version = documents(named, ["a b c d e", "Return a string."])
+    name(named, "pages", second_version)
+    assert make_plan(named, one)[0].reason == "changed: datasets"
+    run, second = ran(named, one)
+    assert (run.status, run.config["datasets"]) == ("done", {"pages": second_version.digest})
+    assert first.scores["pages/perplexity"].n == 1
+    assert second.scores["pages/perplexity"].n == 2
+    assert ran(named, one)[0].status == "cached"
+    pinned = recipe(named, path, datasets={"pages": named.resolve("pages@1").digest})
+    assert ran(named, pinned)[1].scores == first.scores
+
+
+def test_scores_on_two_versions_of_the_input_data_stand_apart(named: Store, tmp_path: Path) -> None:
+    (path,) = written(tmp_path, pages=PAGES)
+    for text in ("json.loads reads a document.", "a b c d e"):
+        name(named, "pages", documents(named, [text]))
+    reports = [ran(named, recipe(named, path, {"data": f"pages@{number}"}))[1] for number in (1, 2)]
+    assert [report.details["config"]["data"] for report in reports] == [
+        named.resolve(f"pages@{number}").digest for number in (1, 2)
+    ]
+    assert len({one.way for one in standings(named, "pages")}) == 2
