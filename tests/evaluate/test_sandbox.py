@@ -79,6 +79,22 @@ def test_memory_is_bounded(program: str) -> None:
 
 
 @contained
+def test_programs_at_once_do_not_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))  # so many at once
+    program = """
+import os, time
+for _ in range(8):
+    if os.fork() == 0:
+        time.sleep(1)
+        os._exit(0)
+for _ in range(8):
+    os.wait()
+"""
+    verdicts = run_all(Sandbox(), [program] * 4, LIMITS)
+    assert [verdict.reason for verdict in verdicts] == ["passed"] * 4, verdicts[-1].output
+
+
+@contained
 def test_there_is_no_network() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

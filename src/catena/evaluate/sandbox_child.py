@@ -136,16 +136,15 @@ def _locked(place: str) -> int:
     return kept
 
 
-def give_up_rights(as_root: bool) -> None:
-    """Become nobody, with no capabilities and no way to get some."""
+def give_up_rights(user: int | None) -> None:
+    """Become nobody, with no capabilities and no way to get some; `user` is the id of that nobody, for root."""
     for capability in range(64):
         if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break
-    if as_root:
-        own = SOME_USER + os.getppid() % 1_000_000
+    if user is not None:
         os.setgroups([])
-        os.setresgid(own, own, own)
-        os.setresuid(own, own, own)
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     else:
         header, empty = struct.pack("=II", 0x20080522, 0), struct.pack("=6I", *([0] * 6))
         call("capset", header, empty)
@@ -187,10 +186,11 @@ def main() -> None:
     """Read what to run, shut in, become it. Ends with the program's own exit code."""
     spec = json.loads(sys.stdin.buffer.read())
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    as_root = False
+    user = None
     try:
-        if spec["contained"]:
-            as_root = namespaces()
+        if spec["contained"] and namespaces():
+            # Of its own, as the kernel counts processes by user. Inside, every program's bootstrap has the number 1.
+            user = SOME_USER + os.getpid()
     except OSError as error:
         say(f"namespaces are refused: {error}")
         os._exit(spec["refused"])
@@ -199,10 +199,10 @@ def main() -> None:
         _, status = os.waitpid(inner, 0)
         code = os.waitstatus_to_exitcode(status)
         os._exit(code if code >= 0 else 128 - code)
-    become(spec, as_root)
+    become(spec, user)
 
 
-def become(spec: dict[str, Any], as_root: bool) -> None:
+def become(spec: dict[str, Any], user: int | None) -> None:
     """Finish the walls, and become the program."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     arguments = [spec["python"], "-I", "-S", "-B"]
@@ -211,7 +211,7 @@ def become(spec: dict[str, Any], as_root: bool) -> None:
             new_root(spec)
             os.chdir("/tmp")
             limit(spec)
-            give_up_rights(as_root)
+            give_up_rights(user)
             filter_calls()
             arguments.append("/tmp/program.py")
         else:
