@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from catena.core.errors import DataError, UsageError
+from catena.core.errors import DataError, RemoteError, UsageError
 from catena.core.events import read_events
-from catena.core.generate import Message, Request, SamplingParams
+from catena.core.generate import GENERATORS, Completion, Message, Request, SamplingParams
 from catena.core.sample import Sample
 from catena.core.stage import Context
 from catena.core.types import ModelVersion
@@ -129,3 +132,25 @@ def test_an_unknown_split_and_another_shape_are_refused(context: Context, model:
         answers(context, CONFIG, model=model, data=data)
     with pytest.raises(UsageError, match="a dataset of conversations"):
         answers(context, CONFIG, model=model, data=documents(context.store, ["text"]))
+
+
+def test_an_answer_that_failed_is_not_scored(
+    context: Context, model: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = GENERATORS.load
+
+    class Failing:
+        def __init__(self, folder: Path) -> None:
+            self.inner = load("native")(folder)
+
+        def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+            for completion in self.inner.generate(requests):
+                yield replace(completion, finish_reason="error")
+
+        def close(self) -> None:
+            self.inner.close()
+
+    data = conversations(context.store, [("one", QUESTIONS[0], "a")])
+    monkeypatch.setattr(GENERATORS, "load", lambda name: Failing)
+    with pytest.raises(RemoteError, match="a request ended with the reason 'error'"):
+        answers(context, AnswersConfig(splits=("one",), max_tokens=6), model=model, data=data)

@@ -205,3 +205,9 @@ def test_a_template_that_names_no_field_asks_nothing(context: Context, model: Mo
     with pytest.raises(DataError, match="names 'expresion', which the rows do not have") as caught:
         tasks(context, config, model=model)
     assert "Did you mean 'expression'?" in caught.value.hint
+
+
+def test_texts_without_a_token_have_no_perplexity(context: Context, model: ModelVersion, tmp_path: Path) -> None:
+    empty = "name: texts\nkind: perplexity\ndata: {rows: [{text: ''}]}\n"
+    with pytest.raises(DataError, match="texts: there is no token to foretell"):
+        tasks(context, TasksConfig(tasks=written(tmp_path, texts=empty)), model=model)

@@ -22,6 +22,7 @@ from catena.core.generate import GENERATORS, SCORERS, Completion, Generator, Mes
 from catena.core.sample import Sample
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion, ModelVersion, Report, Score
+from catena.evaluate.ask import refuse_failed
 from catena.evaluate.choice import chosen, known_generator, samples_of
 from catena.evaluate.stats import mean_interval
 from catena.hub.fields import need_shape
@@ -144,7 +145,10 @@ def ask(
     try:
         requests = [Request(str(number), question.messages, params) for number, question in enumerate(questions)]
         progress = ctx.progress("answers", len(requests), "answers")
-        found = {int(completion.request_id): completion for completion in progress.over(generator.generate(requests))}
+        found = {}
+        for completion in progress.over(generator.generate(requests)):
+            refuse_failed(completion)
+            found[int(completion.request_id)] = completion
     finally:
         generator.close()
     return found

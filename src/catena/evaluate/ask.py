@@ -135,7 +135,7 @@ class Asker:
             if self.answers.get(key) is None
         }
         for completion in self._ask(requests, label):
-            _refuse_failed(completion)
+            refuse_failed(completion)
             self.answers.put(
                 completion.request_id, Written(completion.text, completion.finish_reason, completion.generated)
             )
@@ -163,7 +163,7 @@ class Asker:
 
         `greedy` asks as well whether each continuation is what the model would have written.
         """
-        asked = [[self._pair(prompt, text) for prompt, text in choices] for choices in pairs]
+        asked = [self._question(choices) for choices in pairs]
         how = ["greedy"] if greedy else []
         keys = [[digest_of(["tokens", ids, first, *how])[:32] for ids, first in choices] for choices in asked]
         flat = {
@@ -188,39 +188,52 @@ class Asker:
         self._score(every, label)
         return [[Likelihood(*self._known(key)) for key in row] for row in keys]
 
+    def _question(self, choices: Sequence[tuple[Prompt, str]]) -> list[tuple[list[int], int]]:
+        """Return the tokens of each (prompt, continuation) and where what counts begins.
+
+        A tokenizer may join the end of a prompt and the beginning of a continuation: what counts then begins in front
+        of that, for every continuation of the prompt alike. Too long ones lose their beginning. Raises `DataError` for
+        a continuation without tokens: nothing is likelier than nothing.
+        """
+        pairs = [self._pair(prompt, text) for prompt, text in choices]
+        least: dict[Prompt, int] = {}
+        for (prompt, _), (_, first) in zip(choices, pairs, strict=True):
+            least[prompt] = min(first, least.get(prompt, first))
+        found = []
+        for (prompt, text), (tokens, _) in zip(choices, pairs, strict=True):
+            before = self.start if least[prompt] == 0 else ()
+            ids, first = [*before, *tokens], max(least[prompt] + len(before), 1)
+            if len(ids) <= first:
+                raise DataError(f"the choice {text!r} has no tokens: its likelihood says nothing")
+            if self.context and len(ids) > self.context:
+                self.cut += 1
+                first = max(first - (len(ids) - self.context), 1)
+                ids = ids[-self.context :]
+            found.append((ids, first))
+        return found
+
     def _pair(self, prompt: Prompt, text: str) -> tuple[list[int], int]:
-        """Return the tokens of both and where the continuation begins; too long ones lose their beginning."""
+        """Return the tokens of both, and how many of them are the prompt's alone."""
         codec = self.codec
         if isinstance(prompt, str):
             stripped = prompt.rstrip()
             moved = prompt[len(stripped) :]  # spaces belong to the word behind them, as tokenizers see it
             if stripped:
-                before = codec.tokens(stripped)
-                whole = codec.tokens(stripped + moved + text)
-                ids, first = whole, len(before)
-            else:
-                ids, first = [*self.start, *codec.continuation(moved + text)], len(self.start)
-        else:
-            before = codec.tokens(prompt)
-            ids, first = [*before, *codec.continuation(text)], len(before)
-        if self.context and len(ids) > self.context:
-            self.cut += 1
-            first = max(first - (len(ids) - self.context), 1)
-            ids = ids[-self.context :]
-        return list(ids), max(first, 1)
+                before, whole = codec.tokens(stripped), codec.tokens(stripped + moved + text)
+                return whole, shared(before, whole)
+            return codec.continuation(moved + text), 0
+        before = codec.tokens(prompt)
+        return [*before, *codec.continuation(text)], len(before)
 
     def _score(self, wanted: dict[str, tuple[list[int], int]], label: str, *, greedy: bool = False) -> None:
         requests = {}
         for key, (ids, first) in wanted.items():
             if self.answers.get(key) is not None:
                 continue
-            if len(ids) <= first:
-                self.answers.put(key, Likelihood(0.0, 0, True))  # nothing is foretold
-                continue
             params = SamplingParams(max_tokens=0, prompt_logprobs=int(greedy), prompt_logprobs_from=first)
             requests[key] = Request(key, ids, params)
         for completion in self._ask(requests, label):
-            _refuse_failed(completion)
+            refuse_failed(completion)
             told = completion.prompt_logprobs
             total = sum(one.logprob for one in told)
             if not isfinite(total):
@@ -248,7 +261,7 @@ class Asker:
     def _prime(self, prompts: Sequence[Any]) -> None:
         """Let the engine read what the first two prompts have in common, where that is long."""
         tokens = [self.codec.tokens(prompt) for prompt in prompts]
-        common = next((at for at, (a, b) in enumerate(zip(*tokens, strict=False)) if a != b), min(map(len, tokens)))
+        common = shared(*tokens)
         if common >= LEAST_SHARED:
             params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_from=common - 1)
             for _ in self.generator.generate([Request("beginning", tokens[0][:common], params)]):
@@ -259,6 +272,12 @@ class Asker:
         if value is None:
             raise RemoteError("a request was not answered", hint="Run it again: what was answered is kept.")
         return value
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def cut_windows(count: int, window: int, before: int) -> list[tuple[int, int, int]]:
@@ -281,7 +300,7 @@ def _stream(answered: Iterable[Completion]) -> ClosingGenerator[Completion, None
     yield from answered
 
 
-def _refuse_failed(completion: Completion) -> None:
+def refuse_failed(completion: Completion) -> None:
     """Raise for an answer that is none: it must not be scored, nor kept."""
     if completion.finish_reason in ("error", "cancelled", "deadline"):
         why = completion.error or RemoteError(f"a request ended with the reason {completion.finish_reason!r}")

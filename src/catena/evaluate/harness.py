@@ -8,6 +8,7 @@ side answers them through the cache of answers, in the engine's batches. Its dat
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from catena.core.errors import DataError, NotFound, did_you_mean
 from catena.core.generate import SamplingParams
 from catena.core.registry import require
 from catena.evaluate.ask import Asker, cut_windows
-from catena.evaluate.measures import Array, mean_of
+from catena.evaluate.measures import OF_TEXTS, Array, mean_of
 from catena.evaluate.outcome import Outcome
 from catena.evaluate.task import HarnessTask
 
@@ -47,14 +48,23 @@ def language_model(asker: Asker, label: str) -> Any:
             return [sum(piece.logprob for piece in pieces) for pieces in asker.windows(cuts, label)]
 
         def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
-            asked = [(one.args[0], params_of(one.args[1])) for one in requests]
-            return [told.text for told in asker.write(asked, label)]
+            return [told.text for told in asker.write(prompts_of(requests), label)]
 
     return Ours()
 
 
-def params_of(given: Mapping[str, Any]) -> SamplingParams:
-    """Return how to sample, from the harness's `generation_kwargs`."""
+def prompts_of(requests: Sequence[Any]) -> list[tuple[str, SamplingParams]]:
+    """Return what is to be written. A request that wants k answers stands there k times: each is drawn by itself."""
+    times: Counter[int] = Counter()
+    asked = []
+    for one in requests:
+        asked.append((one.args[0], params_of(one.args[1], times[id(one)])))
+        times[id(one)] += 1
+    return asked
+
+
+def params_of(given: Mapping[str, Any], seed: int = 0) -> SamplingParams:
+    """Return how to sample, from the harness's `generation_kwargs`; the seed is for those that are drawn."""
     until = given.get("until") or ()
     stops = (until,) if isinstance(until, str) else tuple(until)
     sampled = bool(given.get("do_sample")) and float(given.get("temperature", 0)) > 0
@@ -63,7 +73,7 @@ def params_of(given: Mapping[str, Any]) -> SamplingParams:
         temperature=float(given["temperature"]) if sampled else 0.0,
         top_p=float(given.get("top_p", 1.0)) if sampled else 1.0,
         stop=tuple(stop for stop in stops if stop),
-        seed=0 if sampled else None,
+        seed=seed if sampled else None,
     )
 
 
@@ -103,7 +113,7 @@ def outcome_of(task: HarnessTask, samples: Mapping[str, Sequence[Mapping[str, An
     for filtered, sample in first.items():
         for metric in sample.get("metrics", ()):
             key = metric if len(first) == 1 else f"{metric},{filtered}"
-            column = _column([row[filtered].get(metric) for row in rows.values() if filtered in row])
+            column = _column(metric, [row[filtered].get(metric) for row in rows.values() if filtered in row])
             if column is not None and len(column) == len(rows):
                 evidence[key] = column
     if not evidence:
@@ -121,15 +131,16 @@ def outcome_of(task: HarnessTask, samples: Mapping[str, Sequence[Mapping[str, An
     return Outcome(lines, evidence, {"as_the_harness_says": "; ".join(told)})
 
 
-def _column(values: Sequence[Any]) -> Array | None:
-    """Return the evidence of a metric: of numbers a mean, of (log-likelihood, words) pairs a rate."""
+def _column(metric: str, values: Sequence[Any]) -> Array | None:
+    """Return the evidence of a metric: of numbers a mean, of log-likelihoods (maybe with words or bytes) a rate.
+
+    None for others: f1 and mcc of the harness are pairs too, of a label and a choice, and no sums of single samples.
+    """
+    foretold = metric in OF_TEXTS
     if all(isinstance(value, bool | int | float | np.number) for value in values):
-        return mean_of([float(value) for value in values])
-    if all(isinstance(value, list | tuple) and len(value) == 2 for value in values):
-        try:
-            return np.asarray([[-float(one), float(other)] for one, other in values])
-        except (TypeError, ValueError):
-            return None
+        return mean_of([-float(value) if foretold else float(value) for value in values])
+    if foretold and all(isinstance(value, list | tuple) and len(value) == 2 for value in values):
+        return np.asarray([[-float(one), float(other)] for one, other in values])
     return None
 
 

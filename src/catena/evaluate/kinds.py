@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from catena.core.digest import digest_of
-from catena.core.errors import UsageError
+from catena.core.errors import DataError, UsageError
 from catena.core.generate import SamplingParams
 from catena.evaluate.ask import Asker, Prompt, cut_windows
 from catena.evaluate.extract import Extractor
@@ -187,6 +187,8 @@ def foretell(task: PerplexityTask, rows: Sequence[Row], run: Run) -> Outcome:
         cuts.append(
             [(ids[a:end], first - a) for a, first, end in cut_windows(len(ids) - len(start), window, len(start))]
         )
+    if not any(cuts):
+        raise DataError(f"{task.name}: there is no token to foretell", hint="Its texts are empty.")
     told = run.asker.windows(cuts, task.name)
     nats = np.asarray([-sum(piece.logprob for piece in pieces) for pieces in told])
     tokens = np.asarray([float(sum(piece.tokens for piece in pieces)) for pieces in told])

@@ -178,9 +178,7 @@ def tasks(
     )
 
 
-def measured_by(
-    cfg: TasksConfig, seed: int, data: DatasetVersion | None, judge: ModelVersion | None
-) -> dict[str, Any]:
+def measured_by(cfg: TasksConfig, seed: int, data: DatasetVersion | None, judge: ModelVersion | None) -> dict[str, Any]:
     """Return what decides the scores beside the model."""
     values = cfg.model_dump(mode="json", include={"limit", "chat", "judge", "datasets"})
     given = {"data": data.digest if data else None, "judge_model": judge.digest if judge else None}
