@@ -92,19 +92,18 @@ def push(repos: Repos, kind: RepoKind, name: str, branch: str, what: Push) -> Re
     number = branch.removeprefix("refs/pr/") if branch.startswith("refs/pr/") else ""
     if (number not in refs.pulls) if number else (branch not in refs.branches):
         raise RevisionNotFound(f"{name!r} has no branch {branch[:100]!r}", hint="Make it first: create_branch.")
-    return _pushed(repos, (kind, name), f"{PULLS}{number}" if number else f"{HEADS}{branch}", "", what)
+    return _pushed(repos, (kind, name), f"{PULLS}{number}" if number else f"{HEADS}{branch}", what)[0]
 
 
 def propose(repos: Repos, kind: RepoKind, name: str, branch: str, what: Push) -> tuple[RepoCommit, str]:
     """Commit on top of a branch without moving it; returns the commit and the number of the new proposal."""
     repos.commit(kind, name, branch)
-    with repos.alone(kind, name), repos.reading() as connection:
-        number = str(1 + len(records.pulls_ever(connection, kind, name)))
-    return _pushed(repos, (kind, name), f"{HEADS}{branch}", f"{PULLS}{number}", what), number
+    made, ref = _pushed(repos, (kind, name), f"{HEADS}{branch}", what, proposed=True)
+    return made, ref.removeprefix(PULLS)
 
 
 def accept(repos: Repos, kind: RepoKind, name: str, number: str, *, by: str = "") -> RepoCommit:
-    """Bring a proposal's changes to `main`, on top of whatever stands there now."""
+    """Bring a proposal's changes to `main`, on top of whatever stands there now; it stays open for later ones."""
     refs = repos.refs(kind, name)
     if number not in refs.pulls:
         raise RevisionNotFound(f"{name!r} has no proposal {number[:20]!r}")
@@ -115,30 +114,42 @@ def accept(repos: Repos, kind: RepoKind, name: str, number: str, *, by: str = ""
     operations: list[Operation] = [Delete(path) for path in sorted(before.keys() - after.keys())]
     operations += [Add(file) for path, file in after.items() if before.get(path) != file]
     made = push(repos, kind, name, MAIN, Push(tuple(operations), f"proposal {number}: {changed[0][1].message}", by=by))
-    with repos.writing() as connection:
-        records.move(connection, kind, name, f"{PULLS}{number}", None, by=by)
+    with repos.alone(kind, name):
+        if repos.own(kind, name).get(f"{PULLS}{number}") == refs.pulls[number]:  # else more was pushed to it meanwhile
+            with repos.writing() as connection:
+                records.move(connection, kind, name, f"{PULLS}{number}", None, by=by)
     return made
 
 
-def _pushed(repos: Repos, repo: tuple[RepoKind, str], ref: str, to: str, what: Push) -> RepoCommit:
-    """Commit on what `ref` stands on; `to` is the ref that moves, `ref` itself if empty."""
+def _pushed(
+    repos: Repos, repo: tuple[RepoKind, str], ref: str, what: Push, *, proposed: bool = False
+) -> tuple[RepoCommit, str]:
+    """Commit on what `ref` stands on; returns the commit and the ref that moved: `ref`, or a new proposal."""
     kind, name = repo
     with repos.alone(kind, name):
-        head = repos.read(kind, name, repos.own(kind, name)[ref])
+        stands = repos.own(kind, name).get(ref)
+        if stands is None:
+            raise RevisionNotFound(f"{name!r} has no branch {ref.removeprefix(HEADS)[:100]!r}")
+        head = repos.read(kind, name, stands)
         if what.parent and not head.id.startswith(what.parent):
             raise Stale(f"{name!r} has moved on: {ref} is {head.id}", hint="Fetch, and push on top of that.")
         files = applied(head.files, what.operations)
-        if files == head.files and not to:
-            return head
+        if files == head.files and not proposed:
+            return head, ref
         _require_own_rows(head, files)
         for file in files:
             if file.where == "object" and not repos.store.files.has(file.sha256):
                 raise UsageError(f"{file.path!r} was not uploaded", hint="Upload its bytes first, then commit.")
-        return _written(repos, head, to or ref, files, what)
+        to = ref
+        if proposed:
+            with repos.reading() as connection:
+                to = f"{PULLS}{1 + len(records.pulls_ever(connection, kind, name))}"
+        return _written(repos, head, to, files, what), to
 
 
 def _written(repos: Repos, head: RepoCommit, ref: str, files: tuple[RepoFile, ...], what: Push) -> RepoCommit:
     kind, name = head.kind, head.name
+    native = repos.native(kind, name)
     draft = RepoCommit(
         kind=kind,
         name=name,
@@ -148,7 +159,7 @@ def _written(repos: Repos, head: RepoCommit, ref: str, files: tuple[RepoFile, ..
         description=what.description,
         author=what.by,
         time=now(),
-        native=repos.native(kind, name).get(ref.removeprefix(HEADS)),
+        native=head.native if ref.removeprefix(HEADS) in native else None,  # what came since is still to be seen
         artifact=head.artifact if kind == "dataset" and head.artifact else None,
     )
     tree = draft.by_path()
@@ -158,6 +169,8 @@ def _written(repos: Repos, head: RepoCommit, ref: str, files: tuple[RepoFile, ..
             records.write(connection, draft, ref, what.by)
         return draft
     _require_kind(repos, kind, name)
+    if native.get(MAIN) != head.native:
+        raise Stale(f"a run has just made a version of {name!r}", hint="Fetch, and push on top of that.")
     stored = tuple(_as_object(repos, file) for file in files)
     before = repos.store.index.artifact(head.artifact) if head.artifact else None
     model = _model(repos, stored, facts, before if isinstance(before, ModelVersion) else None)
@@ -275,35 +288,45 @@ def checked_ref(name: str) -> str:
 def create_branch(repos: Repos, kind: RepoKind, name: str, branch: str, at: str = "", *, by: str = "") -> str:
     """Begin a branch at a revision (default: main); returns its commit. Raises `Conflict` where there is one."""
     checked_ref(branch)
-    refs = repos.refs(kind, name)
-    if branch in refs.branches or branch in refs.tags:
-        raise Conflict(f"{name!r} has a branch or tag {branch!r} already")
     commit = repos.commit(kind, name, at or MAIN)
-    with repos.alone(kind, name), repos.writing() as connection:
-        records.move(connection, kind, name, f"{HEADS}{branch}", commit.id, by=by)
+    with repos.alone(kind, name):
+        _require_free(repos, kind, name, branch)
+        with repos.writing() as connection:
+            records.move(connection, kind, name, f"{HEADS}{branch}", commit.id, by=by)
     return commit.id
+
+
+def _require_free(repos: Repos, kind: RepoKind, name: str, ref: str) -> None:
+    """Refuse a name that is a branch or tag already, and a repository that is gone. For who is `alone`."""
+    own = repos.own(kind, name)
+    if f"{HEADS}{MAIN}" not in own:
+        raise RepoNotFound(f"there is no {kind} {name!r} on this hub any more")
+    taken = {f"{HEADS}{ref}", f"{TAGS}{ref}"} & own.keys()
+    if taken or ref in repos.native(kind, name) or (name, ref) in repos.store.index.tags(name):
+        raise Conflict(f"{name!r} has a branch or tag {ref!r} already")
 
 
 def delete_branch(repos: Repos, kind: RepoKind, name: str, branch: str, *, by: str = "") -> None:
     """Take a branch away; `main` stays."""
     if branch == MAIN:
         raise UsageError("the branch main cannot be deleted", hint="Delete the repository.")
-    if f"{HEADS}{branch}" not in repos.own(kind, name) or branch in repos.native(kind, name):
+    with repos.alone(kind, name):
+        ours = f"{HEADS}{branch}" in repos.own(kind, name) and branch not in repos.native(kind, name)
+        if ours:
+            with repos.writing() as connection:
+                records.move(connection, kind, name, f"{HEADS}{branch}", None, by=by)
+    if not ours:
         repos.refs(kind, name)
         raise RevisionNotFound(f"{name!r} has no branch {branch[:100]!r} that was made here")
-    with repos.alone(kind, name), repos.writing() as connection:
-        records.move(connection, kind, name, f"{HEADS}{branch}", None, by=by)
 
 
 def create_tag(repos: Repos, kind: RepoKind, name: str, tag: str, at: str = "", *, by: str = "") -> str:
     """Put a tag on a revision (default: main); on a version of the store it is the store's tag too."""
     checked_ref(tag)
-    refs = repos.refs(kind, name)
-    if tag in refs.tags or tag in refs.branches:
-        raise Conflict(f"{name!r} has a branch or tag {tag!r} already")
     commit = repos.commit(kind, name, at or MAIN)
-    versions = {row.digest: row.version for row in repos.store.index.versions(name=name)}
     with repos.alone(kind, name):
+        _require_free(repos, kind, name, tag)
+        versions = {row.digest: row.version for row in repos.store.index.versions(name=name)}
         if commit.artifact in versions and "/" not in tag and tag[0].isalpha() and tag != "latest":
             repos.store.tag(f"{name}@{versions[commit.artifact]}", tag, by=by or "hub")
         with repos.writing() as connection:
@@ -330,11 +353,12 @@ def delete(repos: Repos, kind: RepoKind, name: str, *, by: str = "") -> None:
     """
     if not repos.exists(kind, name):
         raise RepoNotFound(f"there is no {kind} {name!r} on this hub")
-    native = bool(repos.native(kind, name))
-    with repos.alone(kind, name), repos.writing() as connection:
-        records.remove(connection, kind, name)
-        if native:
-            forget_name(connection, name, by or "hub", now())
+    with repos.alone(kind, name):
+        native = bool(repos.native(kind, name))
+        with repos.writing() as connection:
+            records.remove(connection, kind, name)
+            if native:
+                forget_name(connection, name, by or "hub", now())
 
 
 def forget_name(connection: Connection, name: str, by: str, at: datetime) -> None:
