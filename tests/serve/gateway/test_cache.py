@@ -6,14 +6,19 @@ import asyncio
 import concurrent.futures
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from catena.serve.gateway import app
-from catena.serve.gateway.cache import canonical, key_of
+from catena.serve.gateway.ask import read_ask
+from catena.serve.gateway.cache import Cache, canonical, key_of
 from catena.serve.gateway.caching import Answers, MemoryAnswers, RedisAnswers, SqliteAnswers, open_answers
+from catena.serve.gateway.call import Call
+from catena.serve.gateway.identity import Identity
+from catena.serve.gateway.meters import Meters
 from catena.serve.gateway.poison import fingerprint
 
 from .conftest import REPLICA, Start, eventually, mock
@@ -132,6 +137,51 @@ def test_errors_and_cut_streams_are_not_kept(start: Start) -> None:
     running.ready(1)
     answer = running.chat("please cut here now", temperature=0, stream=True)
     assert "x-catena-cache" not in answer.headers
+
+
+def test_an_answer_is_kept_for_the_weights_that_gave_it(start: Start) -> None:
+    running = cached(start)
+    slot = next(iter(running.gateway.pools["m"].slots.values()))
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        first = threads.submit(running.chat, "sleep 0.5", temperature=0)
+        old = eventually(lambda: slot.backend if slot.backend and slot.backend.running else None)
+        slot.backend = replace(old, digest="d2", running=0)  # others are promoted while it writes
+        assert first.result().status_code == 200
+    assert "x-catena-cache" not in running.chat("sleep 0.5", temperature=0).headers
+    slot.backend = old
+    assert running.chat("sleep 0.5", temperature=0).headers["x-catena-cache"] == "exact"
+
+
+HEL = b'data: {"choices":[{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]}\n\n'
+LO = b'data: {"choices":[{"index":0,"delta":{"content":"lo, \\"error\\":{"},"finish_reason":"stop"}]}\n\n'
+COUNT, DONE = b'data: {"choices":[],"usage":{"completion_tokens":2}}\n\n', b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("stream", "kept"),
+    [
+        (HEL + LO + DONE, True),
+        (HEL + LO + COUNT + DONE, True),
+        (HEL + DONE, False),
+        (HEL + b'data: {"error": {"message": "CUDA error", "code": 500}}\n\n' + DONE, False),
+        (HEL + b'data:{"error":{"message":"CUDA error"}}\r\n\r\n' + LO + DONE, False),
+        (HEL + b'event: error\ndata: {"type": "error", "message": "no"}\n\n', False),
+        (HEL + b'data: {"type":"response.completed","response":{"error":null,"output":[]}}\n\n', True),
+        (b'data: {"type":"response.output_text.delta","delta":"Hel"}\n\n', False),
+    ],
+)
+def test_a_stream_is_kept_where_it_was_finished(stream: bytes, kept: bool) -> None:
+    async def check() -> None:
+        cache = Cache(MemoryAnswers(100, 1 << 20), lambda call: "d", Meters())
+        body = b'{"model":"m","messages":[],"temperature":0,"stream":true}'
+        first, second = (Call("r", read_ask("/v1/chat/completions", body), Identity()) for _ in range(2))
+        assert await cache.get(first, {"headers": []}) is None
+        first.status, first.kind = 200, b"text/event-stream"
+        first.took(stream)
+        await cache.put(first)
+        assert (await cache.get(second, {"headers": []}) is not None) == kept
+
+    asyncio.run(check())
 
 
 def test_a_model_that_does_not_say_what_it_is_is_not_cached(start: Start) -> None:

@@ -260,12 +260,12 @@ class Gateway:
         ]
 
     def digest_of(self, call: Call) -> str:
-        """Return what the weights are that answer a request; nothing where nobody says it."""
+        """Return what the weights are that answered a request, or would now; nothing where nobody says it."""
         base, _, adapter = call.ask.model.partition(":")
         pool = self.pools.get(call.ask.model) or self.pools.get(base)
         if pool is None:
             return ""
-        digests = {one.digest for one in pool.ready()}
+        digests = {one.digest for one in pool.ready()} if call.weights is None else {call.weights}
         if len(digests) != 1 or not (digest := digests.pop()):
             return ""
         return f"{digest}+{adapter}={pool.config.adapters[adapter]}" if adapter in pool.config.adapters else digest

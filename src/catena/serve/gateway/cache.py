@@ -118,7 +118,21 @@ class Cache:
 
 def _whole(call: Call) -> bool:
     """Tell whether an answer came to its end: a stream that ends with an error or in the middle is not kept."""
-    if not call.streamed:
-        return bool(call.answer)
-    ended = call.answer.rstrip().endswith(b"data: [DONE]") or b'"response.completed"' in call.answer
-    return ended and b'"error":{' not in call.answer
+    answer, finished = bytes(call.answer), not call.streamed
+    if finished and b'"error"' not in answer:  # as a key: within a text its quotes would be escaped
+        return bool(answer)
+    events = [line[5:] for line in answer.splitlines() if line.startswith(b"data:")] if call.streamed else [answer]
+    for event in reversed(events):
+        if finished and b'"error"' not in event:
+            continue
+        try:
+            value = orjson.loads(event)
+        except orjson.JSONDecodeError:  # [DONE]
+            continue
+        if not isinstance(value, dict) or value.get("error") is not None or value.get("type") == "error":
+            return False
+        choices = value.get("choices")
+        finished |= value.get("type") == "response.completed" or (
+            isinstance(choices, list) and any(isinstance(one, dict) and one.get("finish_reason") for one in choices)
+        )
+    return finished

@@ -31,6 +31,8 @@ class Call:
     arm: str = "stable"
     """`stable` or `candidate`, while a release is under way."""
     replica: str = ""
+    weights: str | None = None
+    """Digest of the weights of the replica that answered; nothing where nobody says it, None before an answer."""
     attempts: int = 0
     deaths: int = 0
     failures: int = 0

@@ -160,6 +160,7 @@ class Relay:
             answer = await exchange.begin(pool.routing.max_answer_bytes)
             lease.record(good=True, seconds=answer.seconds)
             call.status, call.kind, call.first_s = answer.status, answer.content_type, answer.seconds
+            call.weights = backend.digest
             if answer.status < 300:
                 pool.first_token(answer.seconds)
             call.took(answer.body)
