@@ -204,6 +204,26 @@ def test_what_a_stream_of_any_kind_said_is_put_together() -> None:
     assert told["events"] == [events[3]]
 
 
+def test_what_a_stream_said_beside_its_text_is_kept_however_it_is_framed() -> None:
+    parts = [{"type": "text", "text": "part"}]
+    deltas: list[dict[str, Any]] = [
+        {"role": "assistant", "reasoning_content": "first I "},
+        {"reasoning_content": "think", "content": "Yes"},
+        {"refusal": "No", "function_call": {"name": "f"}},
+        {"content": parts},
+    ]
+    events: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    events += [
+        {"type": "response.reasoning_text.delta", "delta": "so", "output_index": 1},
+        {"type": "response.output_text.delta", "delta": "well", "output_index": 2},
+    ]
+    told = said(b"".join(b"data:" + json.dumps(event).encode() + b"\r\n\r\n" for event in events))
+    assert told["text"] == {"0": "Yes", "2": "well"}
+    thought = {"reasoning_content": "first I think", "refusal": "No"}
+    assert told["beside"] == {"0": thought, "1": {"response.reasoning_text": "so"}}
+    assert told["events"] == [{"function_call": {"name": "f"}}, {"content": parts}]
+
+
 def test_many_requests_at_once_are_all_there(store: Store, served: Any, tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

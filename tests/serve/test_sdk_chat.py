@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
+import orjson
 import pytest
 from starlette.types import Receive, Scope, Send
 
@@ -94,3 +96,17 @@ def test_a_stream_that_breaks_keeps_what_came(app: object, kind: type[Exception]
         assert next(pieces).text == "half"
         with pytest.raises(kind, match=words):
             next(pieces)
+
+
+def test_only_a_line_feed_ends_a_line_of_a_stream() -> None:
+    text = "a\u2028b\u2029c\u0085d"
+    told = orjson.dumps({"id": "a", "choices": [{"delta": {"content": text}}]})
+    app: Any = events(b"data: " + told + b"\r", b"data: [DONE]\r")
+
+    async def read(url: str) -> list[str]:
+        async with AsyncCatena(url) as catena:
+            return [piece.text async for piece in catena.chat("m", ASKED)]
+
+    with background(app) as url, Catena(url) as catena:
+        assert [piece.text for piece in catena.chat("m", ASKED)] == [text]
+        assert asyncio.run(read(url)) == [text]

@@ -18,6 +18,7 @@ from catena.sdk.transport import (
     base_of,
     cut,
     headers_of,
+    lines_coming,
     may_repeat,
     pause,
     piece_of,
@@ -163,7 +164,7 @@ class AsyncCatena:
                 if answer.status_code >= 300:
                     read(call, answer.status_code, answer.headers, await answer.aread())
                 begun, request_id = True, answer.headers.get("x-request-id", "")
-                async for line in answer.aiter_lines():
+                async for line in lines_coming(answer.aiter_bytes()):
                     if line[5:].strip() == DONE:
                         return
                     if (piece := piece_of(call, line)) is not None:

@@ -18,6 +18,7 @@ from catena.sdk.transport import (
     base_of,
     cut,
     headers_of,
+    lines_in,
     may_repeat,
     pause,
     piece_of,
@@ -164,7 +165,7 @@ class Catena:
                 if answer.status_code >= 300:
                     read(call, answer.status_code, answer.headers, answer.read())
                 begun, request_id = True, answer.headers.get("x-request-id", "")
-                for line in answer.iter_lines():
+                for line in lines_in(answer.iter_bytes()):
                     if line[5:].strip() == DONE:
                         return
                     if (piece := piece_of(call, line)) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -91,6 +91,26 @@ def piece_of(call: Call[T], line: str) -> T | None:
         return call.read(event)
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise RemoteError(f"{call.path} did not answer as Catena does: {error}") from error
+
+
+def lines_in(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines of a stream. Only a line feed ends one: httpx also splits where a text within JSON has U+2028."""
+    held = b""
+    for piece in pieces:
+        *whole, held = (held + piece).split(b"\n")
+        for line in whole:
+            yield line.decode("utf-8", "replace")
+    yield held.decode("utf-8", "replace")
+
+
+async def lines_coming(pieces: AsyncIterable[bytes]) -> AsyncIterator[str]:
+    """The same, of a stream that is waited for."""
+    held = b""
+    async for piece in pieces:
+        *whole, held = (held + piece).split(b"\n")
+        for line in whole:
+            yield line.decode("utf-8", "replace")
+    yield held.decode("utf-8", "replace")
 
 
 def cut(error: Exception | None = None) -> RemoteError:

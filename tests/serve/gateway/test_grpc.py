@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,22 @@ def test_streams_come_piece_by_piece(start_both: Starter) -> None:
     assert len(pieces) > 5
     code, _, _ = refused(lambda: list(stub.ChatStream(chat("cut it"))))
     assert code == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_every_event_of_a_stream_is_a_piece_however_it_is_framed(end: bytes) -> None:
+    stream = b": ping" + end * 2 + b'data: {"a": 1}' + end * 2 + b'data:{"b": 2}' + end * 2 + b"data: [DONE]"
+    stream += end * 2 + b'data: {"c": 3}'
+
+    async def check(size: int) -> list[Any]:
+        async def pieces() -> AsyncIterator[bytes]:
+            for at in range(0, len(stream), size):
+                yield stream[at : at + size]
+
+        return [event async for event in service._events(pieces())]
+
+    for size in (1, 7, 1000):
+        assert asyncio.run(check(size)) == [{"a": 1}, {"b": 2}, {"c": 3}]
 
 
 def test_refusals_are_codes(start_both: Starter) -> None:

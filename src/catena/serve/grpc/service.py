@@ -170,11 +170,17 @@ async def _abort(context: Context, code: grpc.StatusCode, message: str, trailing
 
 
 async def _events(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """Yield what each event of a stream says."""
+    """Yield what each event of a stream says; the last one may be without an end."""
     held = b""
     async for piece in pieces:
-        *whole, held = (held + piece).split(b"\n\n")
-        for block in whole:
-            for line in block.split(b"\n"):
-                if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-                    yield orjson.loads(data)
+        *whole, held = (held + piece).split(b"\n")
+        for line in whole:
+            if (data := _told(line)) is not None:
+                yield orjson.loads(data)
+    if (data := _told(held)) is not None:
+        yield orjson.loads(data)
+
+
+def _told(line: bytes) -> bytes | None:
+    data = line[5:].strip() if line.startswith(b"data:") else b""
+    return data if data and data != b"[DONE]" else None

@@ -270,15 +270,17 @@ def _parsed(data: bytes) -> Any:
 
 
 def said(data: bytes) -> dict[str, Any]:
-    """Return what a stream of events said: the text of each choice, joined, and what else came."""
+    """Return what a stream of events said: the text of each choice, joined; beside it what it thought, refused and the
+    like, under the names that the events give it; and what else came."""
     texts: dict[str, list[str]] = {}
+    beside: dict[str, dict[str, list[str]]] = {}
     ends: dict[str, Any] = {}
     others: list[Any] = []
     about: dict[str, Any] = {}
     for line in data.split(b"\n"):
-        if not line.startswith(b"data: {"):
+        if not line.startswith(b"data:"):
             continue
-        body = _parsed(line[6:])
+        body = _parsed(line[5:])
         if not isinstance(body, dict):
             continue
         if not about:  # which answer of which weights: the first event says it
@@ -287,20 +289,28 @@ def said(data: bytes) -> dict[str, Any]:
         for choice in body.get("choices") or ():
             known = True
             index = str(choice.get("index", 0))
-            delta = choice.get("delta") or {}
-            piece = choice.get("text") or delta.get("content") or ""
-            texts.setdefault(index, []).append(piece)
-            others += [delta["tool_calls"]] if delta.get("tool_calls") else []
+            texts.setdefault(index, [])
+            for name, value in ({"text": choice.get("text")} | (choice.get("delta") or {})).items():
+                if isinstance(value, str) and name in ("text", "content"):
+                    texts.setdefault(index, []).append(value)
+                elif isinstance(value, str) and name != "role":
+                    beside.setdefault(index, {}).setdefault(name, []).append(value)
+                elif value and name != "role":
+                    others.append(value if name == "tool_calls" else {name: value})
             if choice.get("finish_reason"):
                 ends[index] = choice["finish_reason"]
         if isinstance(body.get("delta"), str):
             known = True
-            texts.setdefault(str(body.get("output_index", 0)), []).append(body["delta"])
+            index, name = str(body.get("output_index", 0)), str(body.get("type", "")).removesuffix(".delta")
+            own = texts if name == "response.output_text" else beside.setdefault(index, {})
+            own.setdefault(index if own is texts else name, []).append(body["delta"])
         if "error" in body or not known:
             others.append(body)
+    thought = {index: {name: "".join(one) for name, one in named.items()} for index, named in beside.items()}
     return {
         **about,
         "text": {index: "".join(pieces) for index, pieces in texts.items()},
+        **({"beside": thought} if thought else {}),
         "ends": ends,
         "events": others,
     }
