@@ -137,6 +137,33 @@ def test_what_goes_wrong_after_it_went_through_goes_back_too(start: Start) -> No
     assert running.chat("hi").json()["model"] == "mock"
 
 
+def test_what_one_user_asks_wrongly_takes_no_promotion_back_and_what_several_meet_does(start: Start) -> None:
+    running = begun(start, release={"watch": {}}, breaker={"least": 1000})
+    running.client.post(f"{running.url}/admin/releases/m", json={"act": "promote", "reason": "because"})
+    load(running, 10)
+    for prompt in ("status 400", "status 500"):
+        told = {running.chat(f"{prompt} {at}", user="eve").status_code for at in range(8)}
+        assert told == {400 if "400" in prompt else 502}
+    assert status(running)["phase"] == "baking"
+    for at in range(12):
+        assert running.chat("status 400", user=f"w{at}").status_code == 400
+    assert status(running)["phase"] == "baking"
+    for at in range(8):
+        running.chat("status 500", user=f"v{at}")
+    eventually(lambda: acts(running) == ["start", "promote", "rollback"])
+    assert running.get("/admin/releases").json()["changes"][-1]["reason"].startswith("errors")
+
+
+def test_a_response_that_was_only_taken_in_is_no_empty_answer(start: Start) -> None:
+    running = begun(start)
+    asked = {"model": "m", "input": "hi", "background": True}
+    taken = running.client.post(f"{running.url}/v1/responses", json=asked).json()
+    eventually(lambda: running.get(f"/v1/responses/{taken['id']}").json()["status"] == "completed")
+    eventually(lambda: sum(status(running)["answers"].values()))
+    told = status(running)["signals"]["empty"]
+    assert [sum(told[arm][of] for arm in ("stable", "candidate")) for of in ("yes", "of")] == [0, 1]
+
+
 def test_users_keep_their_model(start: Start) -> None:
     running = begun(start, release={"requests": 10_000})
     seen = [{user: running.chat("hi", user=f"u{user}").json()["model"] for user in range(30)} for _ in range(2)]

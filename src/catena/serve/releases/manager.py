@@ -123,6 +123,7 @@ class Releases:
         gateway = self._gateway
         active.move = self._moved(active, by)
         active.phase, active.promoted = "baking", time.time()
+        active.release.promoted()
         active.old, active.old_spec = gateway.pools[model], gateway.specs[model]
         active.cusums = {name: Cusum(active.release.evidence[name].rate("stable")) for name in BAKED}
         gateway.pools[model], gateway.specs[model] = active.pool, active.spec
@@ -265,9 +266,13 @@ class Releases:
             self._keep()
 
     def _bake(self, active: Active, outcome: Outcome) -> None:
-        events = active.release.events(replace(outcome, arm="candidate"))
+        """Watch what was promoted: there is nothing beside it any more, so what clients ask wrongly is not held against
+        it, and a user counts as before."""
+        if outcome.refused:
+            return
+        events = active.release.counted(replace(outcome, arm="candidate"), time.monotonic())
         for name, cusum in active.cusums.items():
-            if name in events and cusum.add(events[name]):
+            if name in events and cusum.add(events[name]) and active.release.spread(name):
                 reason = f"{name}: much more than {cusum.usual:.1%} before it was promoted"
                 table = active.release.table()
                 self._try(active, partial(self.rollback, active.model, ITSELF, reason, table))

@@ -21,9 +21,14 @@ class Outcomes:
         self._moderators: list[Moderator] = [kind.kwargs["moderator"] for kind in middleware if kind.cls is Moderation]
 
     def of(self, call: Call, user: str, words: Collection[str]) -> Outcome | None:
-        """Return how a request ended; None where that says nothing about the model (refused, cached, client left)."""
+        """Return how a request ended; None where that says nothing about the model.
+
+        That is one that was refused, answered before any replica was asked (from the cache; a job that was taken in),
+        or whose client left.
+        """
         stopped = call.left and call.flagged()  # by moderation, in the middle of a stream
-        if call.cached or (call.left and not stopped) or call.status in (401, 403, 429):
+        unasked = call.cached or (not call.attempts and call.status < 400)
+        if unasked or (call.left and not stopped) or call.status in (401, 403, 429):
             return None
         failed = not stopped and (call.status >= 400 or call.cut or call.fell_back or call.failures > 0)
         silent = failed or call.ask.route not in ("chat", "completions", "responses")
@@ -31,7 +36,8 @@ class Outcomes:
         written = call.tokens()[1]
         pace = (time.monotonic() - call.began - call.first_s) / written if call.streamed and written > 1 else None
         flagged = call.flagged() or any(word in (text or "") for word in words)
-        return Outcome(call.arm, user, failed, text, call.first_s or None, pace, flagged)
+        refused = 400 <= call.status < 500
+        return Outcome(call.arm, user, failed, text, call.first_s or None, pace, flagged, refused)
 
     def flags(self, words: Collection[str]) -> Callable[[str], bool]:
         """Return what tells whether there is something against the text of a copy."""

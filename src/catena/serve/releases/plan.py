@@ -91,6 +91,8 @@ class Outcome:
     pace_s: float | None = None
     """Seconds for a token, after the first."""
     flagged: bool = False
+    refused: bool = False
+    """It failed by what was asked, as it may seem (a status of 400 to 499)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +143,27 @@ class Release:
             self._in_step += 1
             if len(self.users) < REMEMBERED_USERS:
                 self.users.add(outcome.user)
-        for name, event in self.events(outcome).items():
-            if self._counts(name, outcome.user, event, now):
-                self.evidence[name].add(outcome.arm, event)
-                if event and outcome.arm == "candidate":
-                    self._touched[name].add(outcome.user)
+        for name, event in self.counted(outcome, now).items():
+            self.evidence[name].add(outcome.arm, event)
         return self._judge(now)
+
+    def counted(self, outcome: Outcome, now: float) -> dict[str, bool]:
+        """Return yes or no for every signal that counts, and note who met something with the candidate."""
+        events = self.events(outcome)
+        events = {name: event for name, event in events.items() if self._counts(name, outcome.user, event, now)}
+        if outcome.arm == "candidate":
+            for name in filter(events.get, events):
+                self._touched[name].add(outcome.user)
+        return events
+
+    def spread(self, name: str) -> bool:
+        """Tell whether enough users have met something for it to count."""
+        return len(self._touched[name]) >= self.config.watch.users
+
+    def promoted(self) -> None:
+        """Begin anew with who has met what: what comes now is to be found again."""
+        for users in self._touched.values():
+            users.clear()
 
     def like(self, arm: str, good: bool) -> None:
         """Take what a user said about an answer."""
@@ -208,7 +225,7 @@ class Release:
         worse = [
             f"{name}: {one.rate('candidate'):.1%} against {one.rate('stable'):.1%}"
             for name, one in self.evidence.items()
-            if one.reached(config.watch.alpha) and len(self._touched[name]) >= config.watch.users
+            if one.reached(config.watch.alpha) and self.spread(name)
         ]
         if worse:
             return Decision("rollback", "; ".join(worse), self.table())
