@@ -17,6 +17,7 @@ from catena.govern.config import ModerationConfig
 from catena.govern.moderation.moderator import Moderator
 from catena.serve.config import ServeConfig
 from catena.serve.middleware.moderation import Moderation
+from catena.serve.releases import changes
 from catena.serve.releases.changes import ChangeLog
 from catena.serve.releases.shadow import similarity
 from tests.cli.conftest import Catena, catena as catena, here as here
@@ -320,6 +321,46 @@ def test_a_full_disk_under_the_change_log_takes_no_act_along(small_disk: Path) -
     ballast.unlink()
     log.add("rollback", "m", "me")
     assert [entry["act"] for entry in ChangeLog(small_disk / "c.jsonl").entries()] == ["start", "rollback"]
+
+
+def test_a_rollback_on_a_full_disk_is_written_when_there_is_room(
+    start: Start, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "AGAIN_S", 0.1)
+    (small_disk / "state").mkdir()
+    (tmp_path / "state").symlink_to(small_disk / "state")
+    running = begun(start, jobs={"on": False})
+    act = f"{running.url}/admin/releases/m"
+    assert running.client.post(act, json={"act": "promote", "reason": "because"}).status_code == 200
+    ballast = fill(small_disk)
+    assert running.client.post(act, json={"act": "rollback", "reason": "it is bad"}).status_code == 200
+    assert running.chat("hi").json()["model"] == "mock"
+    assert "rollback" not in acts(running)
+    ballast.unlink()
+    eventually(lambda: acts(running) == ["start", "promote", "rollback"])
+    running.stop()
+    again = begun(start, jobs={"on": False})
+    assert acts(again) == ["start", "promote", "rollback", "start"], "no resume of what had gone back"
+
+
+@pytest.mark.parametrize("act", ["promote", "rollback"])
+def test_what_a_restart_needs_is_written_before_the_line_of_an_act(
+    start: Start, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    running = begun(start)
+    url = f"{running.url}/admin/releases/m"
+    if act == "rollback":
+        running.client.post(url, json={"act": "promote", "reason": "because"})
+
+    def full(log: ChangeLog, *given: Any, **facts: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ChangeLog, "add", full)
+    assert running.client.post(url, json={"act": act, "reason": "because"}).status_code == 200
+    running.stop()
+    monkeypatch.undo()
+    again = start({"m": mock("--natural", "--digest", "old")}, candidates={"new": mock("--model", "new")})
+    assert again.chat("hi").json()["model"] == ("new" if act == "promote" else "mock")
 
 
 def test_similarity() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import orjson
 from catena.core.errors import IntegrityError
 
 logger = logging.getLogger(__name__)
+AGAIN_S = 5.0
+"""Between two tries of what the disk did not take."""
 
 
 class ChangeLog:
@@ -66,6 +69,40 @@ class ChangeLog:
             before = entry["digest"]
             found.append(entry)
         return found
+
+
+class Acts:
+    """Acts that are done, on their way to the disk: first what a restart needs (`keep`), then their lines in the log.
+
+    What a full disk does not take is owed, and written when there is room: an act that is done is not undone for it.
+    """
+
+    def __init__(self, log: ChangeLog, keep: Callable[[], None]) -> None:
+        self._log, self._keep = log, keep
+        self._owed: list[dict[str, Any]] = []
+        self._again = 0.0
+
+    def add(self, act: str, model: str, by: str, **facts: Any) -> None:
+        """Write down an act, now or later."""
+        self._owed.append({"act": act, "model": model, "by": by, "time": round(time.time(), 3), **facts})
+        self.write()
+
+    def due(self) -> bool:
+        """Tell whether there is something to try."""
+        return bool(self._owed) and time.monotonic() >= self._again
+
+    def write(self) -> None:
+        """Write what is owed, as far as the disk takes it."""
+        if not self._owed:
+            return
+        try:
+            self._keep()
+            while self._owed:
+                self._log.add(**self._owed[0])
+                del self._owed[0]
+        except OSError as error:
+            self._again = time.monotonic() + AGAIN_S
+            logger.error("acts of releases, %d of them, are not on the disk yet: %s", len(self._owed), error)
 
 
 class Alone:

@@ -26,7 +26,7 @@ from catena.serve.gateway.call import Call
 from catena.serve.gateway.config import ModelConfig
 from catena.serve.gateway.pool import Pool
 from catena.serve.releases.active import Active, kept_of
-from catena.serve.releases.changes import Alone, ChangeLog
+from catena.serve.releases.changes import Acts, Alone, ChangeLog
 from catena.serve.releases.conflict import is_another, is_elsewhere, is_over, is_under_way, was_promoted
 from catena.serve.releases.evidence import Cusum
 from catena.serve.releases.owed import AGAIN_S, Owed
@@ -55,6 +55,7 @@ class Releases:
         self._gateway, self._file, self._bake_s, self._tags = gateway, folder / "releases.json", bake_s, tags
         self._alone = Alone(folder / "releases.lock")
         self.log = ChangeLog(folder / "changes.jsonl")
+        self._acts, self._resumed = Acts(self.log, self._keep), False
         self.active: dict[str, Active] = {}
         self._arms: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -78,13 +79,14 @@ class Releases:
         """Go on with what was under way when the gateway ended; what was seen until then is not counted."""
         if not self._alone.held():
             logger.warning("another gateway has this state folder: releases are its business")
+            self._resumed = True
             return
         tags, moving, reason = self._tags, self._kept["moving"], "the tag had been moved when the gateway ended"
         went = {one: tags.went(Move(**kept["move"])) if tags else False for one, kept in moving.items()}
-        for name in [one for one, so in went.items() if so]:
-            self.log.add("promote", name, ITSELF, reason=reason, **moving[name])
-            self._kept["active"].pop(name, None)
         unknown = self._kept["moving"] = {one: moving[one] for one in went if went[one] is None}  # for the next start
+        for name in [one for one, so in went.items() if so]:
+            self._kept["active"].pop(name, None)
+            self._acts.add("promote", name, ITSELF, reason=reason, **moving[name])
         for name in [one for one in self._kept["active"] if one in self._gateway.pools and one not in unknown]:
             kept = self._kept["active"][name]
             if kept.get("old") is not None:
@@ -92,7 +94,8 @@ class Releases:
             else:
                 config = parse(ReleaseConfig, kept["release"], where=str(self._file))
                 self._begin(name, kept["candidate"], kept["id"], config, kept["step"])
-            self.log.add("resume", name, ITSELF, release=kept["id"], step=kept["step"])
+            self._acts.add("resume", name, ITSELF, release=kept["id"], step=kept["step"])
+        self._resumed = True
 
     # -- acts ----------------------------------------------------------------------------------------------------------
 
@@ -109,8 +112,7 @@ class Releases:
             self._tags.require(candidate)
         active = self._begin(model, candidate, secrets.token_hex(6), config, 0)
         settings = config.model_dump(mode="json")
-        self.log.add("start", model, by, release=active.release.id, candidate=candidate, config=settings)
-        self._keep()
+        self._acts.add("start", model, by, release=active.release.id, candidate=candidate, config=settings)
         return self.status(model)
 
     def promote(self, model: str, by: str, reason: str, evidence: Mapping[str, Any] | None = None) -> None:
@@ -129,14 +131,13 @@ class Releases:
         gateway.pools[model], gateway.specs[model] = active.pool, active.spec
         active.pool.name, active.pool.line.seconds = model, gateway.config.routing.queue_s
         self._drop_shadow(active)
-        told = {"release": active.release.id, "reason": reason, "evidence": evidence}
-        self.log.add("promote", model, by, **told, tag=active.move and asdict(active.move))
         if active.move is None:  # else the deploy file's own `name@tag` stands for the candidate from now on
             spec = active.spec.model_dump(mode="json")
             instead_of = gateway.config.models[model].digest()
             self._kept["promoted"][model] = {"instead_of": instead_of, "spec": spec, "release": active.release.id}
         self._kept["moving"].pop(model, None)
-        self._keep()
+        told = {"release": active.release.id, "reason": reason, "evidence": evidence}
+        self._acts.add("promote", model, by, **told, tag=active.move and asdict(active.move))
 
     def _moved(self, active: Active, by: str) -> Move | None:
         """Move the tag that the deploy file names, if it names one; what is about to be done is written down first."""
@@ -165,8 +166,7 @@ class Releases:
         self._leave(active.pool)
         users = len(active.release.users)
         told = {"release": active.release.id, "reason": reason, "users": users, "evidence": evidence}
-        self.log.add("rollback", model, by, **told, **({} if back is None else {"tag_put_back": back}))
-        self._keep()
+        self._acts.add("rollback", model, by, **told, **({} if back is None else {"tag_put_back": back}))
 
     def require(self, model: str, release: str) -> None:
         """Raise `NotFound` where no release is under way, `Conflict` where it is another than is meant."""
@@ -262,8 +262,7 @@ class Releases:
         else:
             active.release.advance(time.monotonic())
             told = {"release": active.release.id, "percent": active.release.percent, "reason": decision.reason}
-            self.log.add("step", active.model, ITSELF, **told, evidence=decision.evidence)
-            self._keep()
+            self._acts.add("step", active.model, ITSELF, **told, evidence=decision.evidence)
 
     def _bake(self, active: Active, outcome: Outcome) -> None:
         """Watch what was promoted: there is nothing beside it any more, so what clients ask wrongly is not held against
@@ -288,12 +287,12 @@ class Releases:
                 self._try(active, partial(self._look, active))
             if self._owed.due():
                 self._settle(await asyncio.to_thread(self._owed.pay))
+            if self._acts.due():
+                self._acts.write()
 
     def _settle(self, settled: list[tuple[Move, str, bool]]) -> None:
         for move, by, back in settled:
-            self.log.add("tag", move.name, by, tag=move.tag, tag_put_back=back)
-        if settled:
-            self._keep()
+            self._acts.add("tag", move.name, by, tag=move.tag, tag_put_back=back)
 
     def _shadow(self, active: Active) -> Shadow:
         flagged = self._gateway.outcomes.flags(active.release.config.watch.words)
@@ -316,11 +315,11 @@ class Releases:
             del self.active[active.model]
             if active.old is not None:
                 self._leave(active.old)
-            self.log.add("done", active.model, ITSELF, release=active.release.id)
-            self._keep()
+            self._acts.add("done", active.model, ITSELF, release=active.release.id)
 
     async def close(self) -> None:
         """Stop candidates' replicas; the release goes on with the next start."""
+        self._acts.write()
         for active in self.active.values():
             self._drop_shadow(active)
             for pool in filter(None, (active.pool, active.old)):
@@ -379,7 +378,8 @@ class Releases:
 
     def _keep(self) -> None:
         """Write down what a restart needs."""
-        self._kept["active"] = {name: kept_of(one) for name, one in self.active.items()}
+        if self._resumed:  # until then what was under way is only there
+            self._kept["active"] = {name: kept_of(one) for name, one in self.active.items()}
         write_atomically(self._file, orjson.dumps(self._kept, option=orjson.OPT_INDENT_2))
 
 
