@@ -9,15 +9,18 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import openai
 import pytest
 
 from catena.core.config import parse
 from catena.serve.gateway.app import Gateway
 from catena.serve.gateway.config import DeployConfig
+from catena.serve.gateway.poison import fingerprint
 
 from .conftest import REPLICA, Running, Start, commands, eventually, mock
 
@@ -132,6 +135,27 @@ def test_who_was_beside_a_killer_is_served(start: Start) -> None:
         bad = threads.submit(running.chat, "die")
         assert bad.result().status_code == 422
         assert [one.result().status_code for one in good] == [200] * 8
+
+
+def test_a_suspect_does_not_keep_the_only_replica_from_everybody_nor_from_itself(start: Start) -> None:
+    running = start({"m": mock(in_flight=16)}, routing={"queue_s": 3})
+    pool = running.gateway.pools["m"]
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "am I bad?"}]}).encode()
+
+    def suspected(**more: Any) -> httpx.Response:
+        pool.poison.died([fingerprint("m", body)], time.monotonic())
+        head = {"content-type": "application/json"}
+        return running.client.post(f"{running.url}/v1/chat/completions", content=body, headers=head, **more)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        long = threads.submit(running.chat, "sleep 6")
+        eventually(lambda: pool.running)
+        assert suspected().status_code == 200, "it waits to be alone, and then shares"
+        with pytest.raises(httpx.TimeoutException):
+            suspected(timeout=0.5)
+        assert running.chat("hi").status_code == 200
+        assert not long.done()
+        assert long.result().status_code == 200
 
 
 def test_replicas_that_fail_are_left_alone(start: Start) -> None:

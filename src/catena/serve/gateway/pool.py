@@ -304,7 +304,7 @@ class Pool:
         def choose() -> Backend | None:
             if suspect and time.monotonic() < alone_until:
                 return self._apart()
-            return self._choose(text, cost, without)
+            return self._choose(text, cost, without, None if suspect else self._held)
 
         try:
             backend = await self.line.take(suspect, choose)
@@ -349,9 +349,9 @@ class Pool:
         recent = sorted(seconds for when, seconds in self.latencies if when >= since)
         return recent[int(0.95 * (len(recent) - 1))] if recent else None
 
-    def _choose(self, text: bytes, cost: float, without: Collection[str]) -> Backend | None:
+    def _choose(self, text: bytes, cost: float, without: Collection[str], held: Backend | None) -> Backend | None:
         now = time.monotonic()
-        able = [one for one in self.ready() if one is not self._held and one.admits(now)]
+        able = [one for one in self.ready() if one is not held and one.admits(now)]
         fresh = [one for one in able if one.id not in without]
         return self.router.pick(fresh or able, text, cost)
 
@@ -364,7 +364,10 @@ class Pool:
         return self._held if self._held is not None and self._held.running == 0 else None
 
     def _give_back(self) -> None:
-        """Give the replica that was kept for suspects to everybody, when no suspect waits."""
-        if self._held is not None and not self.line.suspects and not self._held.running:
+        """Give the replica that was kept for suspects to everybody, when none waits and none is on it."""
+        if self._held is None or self.line.suspects:
+            return
+        now = time.monotonic()
+        if not any(self.poison.suspect(mark, now) for mark in self._held.in_flight.values()):
             self._held = None
             self.line.wake()
