@@ -69,7 +69,7 @@ def test_other_curves_and_new_phases_are_not_compared_with_what_was_before() -> 
     state = GuardState(losses=list(CALM))
     assert judge(state, CONFIG, 9.0, 1.0, watched=False) == "go on"
     assert state.spikes == 0
-    new_phase(state)
+    new_phase(state, 1)
     assert judge(state, CONFIG, 9.0, 1.0) == "go on"
     assert state.spikes == 0
 

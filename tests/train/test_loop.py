@@ -396,3 +396,22 @@ def test_without_validation_nothing_is_measured_or_stopped(recorded: MakeContext
     plan = replace(make_plan(4), validation=())
     counters = train(recorded("blind").context, build("llama-nano", 70, 0), plan, guarded(patience=1))
     assert (counters.step, counters.validation_loss) == (4, None)
+
+
+def test_data_of_another_phase_is_never_compared_with_that_before(recorded: MakeContext) -> None:
+    config = guarded(window=8, spike_steps=2).model_copy(update={"checkpoint_every": 5, "checkpoint_seconds": 1000.0})
+    plan = replace(make_plan(28), validation=(), phase_ends=frozenset([20, 28]))
+    dear = spiked(plan, {17, 18, *range(20, 28)})  # two spikes, and then a phase whose loss is higher
+    seen: list[int] = []
+    watched = replace(dear, batch=lambda step: (seen.append(step), dear.batch(step))[1])
+    counters = train(recorded("phases").context, build("llama-nano", 70, 0), watched, config)
+    assert counters.guard.rewinds == 1
+    assert seen[19:] == [19, *range(20, 28), *range(20, 24)]  # at the end the last phase begins again
+
+    def broken(model: Any, batch: Batch) -> torch.Tensor:
+        return dear.objective(model, batch) * (float("nan") if seen[-1] == 19 else 1.0)
+
+    calm = spiked(plan, set(range(20, 28)))
+    plan = replace(calm, batch=lambda step: (seen.append(step), calm.batch(step))[1], objective=broken)
+    counters = train(recorded("passed").context, build("llama-nano", 70, 0), plan, config)
+    assert (counters.guard.skipped, counters.guard.rewinds) == (1, 0)

@@ -66,6 +66,8 @@ class GuardState:
     rewinds: int = 0
     shift: int = 0
     """Batches that were left out by going back: step `s` takes the batch of `s + shift`."""
+    phase: int = 0
+    """Of the data that the losses are of."""
     anchor: int = 0
     """Step whose checkpoint the training goes back to."""
     best: float | None = None
@@ -121,9 +123,9 @@ def gone_back(then: GuardState, now: GuardState, step: int) -> GuardState:
     return then
 
 
-def new_phase(state: GuardState) -> None:
+def new_phase(state: GuardState, phase: int) -> None:
     """Forget the losses: what comes now is other data, whose loss may stand elsewhere."""
-    state.losses, state.spikes_in_a_row = [], 0
+    state.losses, state.spikes_in_a_row, state.phase = [], 0, phase
 
 
 def measured(state: GuardState, config: GuardConfig, step: int, loss: float) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -53,9 +54,16 @@ class Plan:
     validation: Sequence[Batch] = ()
     objective: Objective = next_token_loss
     phase_ends: frozenset[int] = frozenset()
-    """Steps after which a checkpoint is written in any case."""
+    """Steps after which a checkpoint is written in any case, and other data comes."""
     fingerprint: str = ""
     """Of config, data and seed: a checkpoint of another training is not taken up."""
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Return the step whose batch comes as the `number`-th, and its phase. After the last, its phase comes again."""
+        ends = sorted({*self.phase_ends, self.steps})
+        begin = ends[-2] if len(ends) > 1 else 0
+        step = number if number < self.steps else begin + (number - begin) % (self.steps - begin)
+        return step, bisect_right(ends, step)
 
 
 @dataclass
@@ -128,7 +136,10 @@ class Training:
     def step(self) -> None:
         """Do one step of the plan, or go back where its loss is the last of a spike."""
         number, counters = self.counters.step, self.counters
-        batch = self.plan.batch((number + counters.guard.shift) % self.plan.steps)
+        place, phase = self.plan.place(number + counters.guard.shift)
+        if phase != counters.guard.phase:
+            new_phase(counters.guard, phase)
+        batch = self.plan.batch(place)
         rate = self.plan.rate(number)
         with self._speed.timing(batch):
             loss, norm = self._backward(batch)
@@ -279,8 +290,6 @@ class Training:
         if batch.curve == LOSS:
             counters.window_loss += loss * batch.learnt
             counters.window_tokens += batch.learnt
-        if counters.step in self.plan.phase_ends:
-            new_phase(counters.guard)
 
     def _go_back(self) -> bool:
         """Put the checkpoint before the spike back and leave out the data since; tells whether that one was there."""
