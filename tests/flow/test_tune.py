@@ -15,9 +15,11 @@ import pytest
 
 import catena as c
 from catena.core.errors import ConfigError, DataError, RecipeError, UsageError
+from catena.core.source import Source
 from catena.core.types import DatasetVersion, Report
+from catena.flow.recipe import check_recipe
 from catena.flow.trial import Trial
-from catena.flow.tune import Tuned
+from catena.flow.tune import Tuned, _Search
 
 RECIPE = """\
 name: demo
@@ -206,6 +208,23 @@ def test_a_search_is_another_when_what_it_is_measured_with_has_changed(ws: c.Wor
     runs = ws.store.index.find_runs(stage="data.decontaminate", status="done")
     assert [run.inputs["against"] == measured.digest for run in runs] == [True, True, False, False]
     assert {run.uses["against"] for run in runs} == {"evalset@1", "evalset@2"}
+
+
+def test_a_search_is_another_when_a_dataset_that_a_task_names_has_changed(ws: c.Workspace, tmp_path: Path) -> None:
+    (tmp_path / "pages.yaml").write_text("name: pages\nkind: perplexity\ndata: {dataset: given}\n")
+    steps = {
+        "base": {"stage": "train.pretrain", "use": {"tokenizer": "fixed", "data": "fixed"}},
+        "scores": {"stage": "evaluate.tasks", "use": {"model": "base"}, "with": {"tasks": [f"{tmp_path}/pages.yaml"]}},
+    }
+    tune = {"step": "base", "measure": "scores", "space": {"learning_rate": {"low": 0.1, "high": 0.2}}}
+    recipe = check_recipe(Source("r", "", {"name": "r", "steps": steps, "tune": tune}))
+    assert recipe.tune is not None
+    keys = []
+    for rows in (4, 4, 6):
+        ws.do("example.numbers", {}, {"rows": 4}, name="fixed")
+        ws.do("example.numbers", {}, {"rows": rows}, name="given")
+        keys.append(_Search(ws.store, recipe, recipe.tune, (), "local").key)
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_one_stage_is_searched_as_a_recipe_of_one_step(ws: c.Workspace, recipe: Path) -> None:

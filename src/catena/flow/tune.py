@@ -23,7 +23,7 @@ from catena.core.errors import Cancelled, ConfigError, DataError, UsageError
 from catena.core.events import Events, Listener
 from catena.core.types import Artifact, Report, Run, Score
 from catena.flow.journal import Journal, line_of, trial_from
-from catena.flow.plan import find_done, step_key, stored_inputs
+from catena.flow.plan import after_stored, find_done, pinned, step_key, stored_inputs
 from catena.flow.recipe import Recipe, Step
 from catena.flow.run import describe_machine, interruptible, run_recipe
 from catena.flow.search import Trial, bars as bars_of, front, is_over, phase_of, propose, ranked, waits_for
@@ -107,7 +107,8 @@ class _Search:
         self.config = config.model_copy(update={"space": space_of(self.step.config, config)})
         between = _between(recipe, config)
         self.given, self.refs = self._upstream(between)
-        self.inputs = self._inputs(self.step)
+        between = [pinned(store, after_stored(store, step, self._inputs(step))) for step in between]
+        self.step, self.inputs = between[0], self._inputs(between[0])
         self.steps = [self._wired(step) for step in between]
         self.key = digest_of(
             {

@@ -59,7 +59,7 @@ class Plan:
     """Of config, data and seed: a checkpoint of another training is not taken up."""
 
     def place(self, number: int) -> tuple[int, int]:
-        """Return the step whose batch comes as the `number`-th, and its phase. After the last, its phase comes again."""
+        """Return the step whose batch comes as the `number`-th, and its phase; after all, the last one comes again."""
         ends = sorted({*self.phase_ends, self.steps})
         begin = ends[-2] if len(ends) > 1 else 0
         step = number if number < self.steps else begin + (number - begin) % (self.steps - begin)
