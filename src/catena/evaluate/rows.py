@@ -67,6 +67,12 @@ def content_of(data: DataConfig, folders: Sequence[Path], hint: str = "") -> Any
     return {**data.model_dump(mode="json"), "files": hashes}
 
 
+def folder_content(folder: Path) -> list[tuple[str, str]]:
+    """Return the digest of every file in a folder and below it, in order; what Python leaves there does not count."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return [(path.relative_to(folder).as_posix(), sha256_of_file(path)) for path in files]
+
+
 def read_rows(
     data: DataConfig, folders: Sequence[Path], store: Store | None = None, given: DatasetVersion | None = None
 ) -> list[Row]:

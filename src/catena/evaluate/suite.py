@@ -21,18 +21,18 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from catena.core.config import Config
 from catena.core.digest import digest_of
-from catena.core.errors import CatenaError, UsageError
-from catena.core.generate import GENERATORS
+from catena.core.errors import CatenaError, DataError, UsageError
+from catena.core.generate import GENERATORS, SCORERS
 from catena.core.sample import sample_id
 from catena.core.stage import Context, code_digest, stage
 from catena.core.types import DatasetVersion, ModelVersion, Report, Score
 from catena.evaluate.ask import Answers, Asker
 from catena.evaluate.choice import known_generator
 from catena.evaluate.kinds import Run, perform
-from catena.evaluate.measures import Array, measure_of
+from catena.evaluate.measures import OF_PAIRS, Array, measure_of
 from catena.evaluate.outcome import Outcome
 from catena.evaluate.perplexity import start_token
-from catena.evaluate.rows import Row, read_rows
+from catena.evaluate.rows import Row, folder_content, read_rows
 from catena.evaluate.sandbox import Sandbox
 from catena.evaluate.stats import Interval, bootstrap_sums, wilson
 from catena.evaluate.task import Prompted, Task
@@ -55,11 +55,20 @@ class JudgeConfig(Config):
     """A generator by its name."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Its options: `url` and `model`."""
+    content: str = ""
+    """Digest of the files of a judge whose `url` is a folder; filled in here."""
 
     @field_validator("generator")
     @classmethod
     def _answers(cls, name: str) -> str:
         return known_generator(name)
+
+    @model_validator(mode="after")
+    def _filled_in(self) -> JudgeConfig:
+        place = str(self.engine.get("url", ""))
+        there = bool(place) and Path(place).is_dir()
+        self.__dict__["content"] = digest_of(folder_content(Path(place))) if there else ""
+        return self
 
 
 class TasksConfig(Config):
@@ -85,10 +94,14 @@ class TasksConfig(Config):
     """Digest of each stored dataset that a task names; those that are not given are filled in before the step."""
     content: dict[str, str] = Field(default_factory=dict)
     """Digest of each task with its files; filled in here."""
+    _scorers: tuple[str, ...] = ()
+    """Scorers of plugins that tasks name."""
 
     def modules(self) -> tuple[str, ...]:
-        """Return where the generator lives: a plugin's too."""
-        return (GENERATORS.table()[self.generator].partition(":")[0],)
+        """Return where generator, judge and scorers live: a plugin's too."""
+        generators = [self.generator, *([self.judge.generator] if self.judge else [])]
+        places = [*map(GENERATORS.table().get, generators), *map(SCORERS.table().get, self._scorers)]
+        return tuple(dict.fromkeys(str(place).partition(":")[0] for place in places))
 
     def pinned(self, digest: Callable[[str], str], inputs: Collection[str]) -> Self:
         """Return these values with the datasets that tasks name; the input `data` stands for every one of them."""
@@ -116,6 +129,8 @@ class TasksConfig(Config):
     def _filled_in(self) -> TasksConfig:
         loaded = load_tasks(self.tasks, self.data)
         self.__dict__["content"] = {one.task.name: one.digest for one in loaded}
+        scores = dict.fromkeys(name for one in loaded for name in getattr(one.task, "score", ()))
+        self._scorers = tuple(name for name in scores if name not in OF_PAIRS and name in SCORERS)
         return self
 
 
@@ -141,6 +156,7 @@ def tasks(
 ) -> Report:
     """Measure a model on tasks: written answers, choices, programs, texts foretold, a judge's word."""
     loaded = load_tasks(cfg.tasks, cfg.data)
+    refuse_changed(cfg, loaded)
     rows = {one.task.name: rows_of(ctx, cfg, one, data) for one in loaded}
     started = time.monotonic()
     with ExitStack() as stack:
@@ -176,6 +192,16 @@ def tasks(
         },
         folder=folder,
     )
+
+
+def refuse_changed(cfg: TasksConfig, loaded: Sequence[Loaded]) -> None:
+    """Raise `DataError` for tasks that are not those that were checked: the step would be stored under the old ones."""
+    now = {one.task.name: one.digest for one in loaded}
+    changed = sorted(name for name in now | cfg.content if now.get(name) != cfg.content.get(name))
+    if changed:
+        raise DataError(
+            f"changed while the run was waiting: {', '.join(changed)}", hint="Run it again: what was finished is kept."
+        )
 
 
 def measured_by(cfg: TasksConfig, seed: int, data: DatasetVersion | None, judge: ModelVersion | None) -> dict[str, Any]:
@@ -248,7 +274,8 @@ def judge_of(ctx: Context, cfg: TasksConfig, judge: ModelVersion | None, loaded:
         raise UsageError(
             "a task needs a judge", hint="Give a stored model (the input `judge`), or `judge` with url and model."
         )
-    how = digest_of(cfg.judge.model_dump(mode="json"))[:32]
+    module = GENERATORS.table()[cfg.judge.generator].partition(":")[0]
+    how = digest_of([cfg.judge.model_dump(mode="json"), code_digest(module, "catena.evaluate.ask")])[:32]
     answers = Answers(ctx.store.root / "answers" / f"judge-{how}.jsonl")
     options = dict(cfg.judge.engine)
     place = options.pop("url", "")  # in the place of a folder: there is no tokenizer of the judge here

@@ -17,7 +17,7 @@ from catena.core.config import check
 from catena.core.digest import digest_of
 from catena.core.errors import NotFound, TaskError, did_you_mean
 from catena.core.source import Source, parse_source, read_source
-from catena.evaluate.rows import content_of
+from catena.evaluate.rows import content_of, folder_content
 from catena.evaluate.task import KINDS, DataConfig, HarnessTask, Suite, Task
 
 SHIPPED = Path(__file__).parent / "tasks"
@@ -72,6 +72,8 @@ def _load(name: str, data: str, inside: tuple[Path, ...]) -> Iterator[Loaded]:
     folders = tuple(folder for folder in (Path(data) if data else None, own) if folder is not None)
     hint = f"The files of {task.name} come from {task.source}" if task.source else ""
     contents = [content_of(one, folders, hint) for one in data_of(task)]
+    if isinstance(task, HarnessTask) and task.include:
+        contents.append(folder_content(Path(task.include)))
     what = task.model_dump(mode="json", exclude={"description", "source", "license"})
     yield Loaded(task, folders, digest_of({"task": what, "data": contents}))
 
