@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from catena.govern.audit.log import Log
 from catena.govern.audit.rewrap import rewrap
 from catena.govern.config import AuditConfig
 from catena.govern.seal import PIECE, Erased, Sealer, is_sealed
+from catena.hub.locks import file_lock
 from catena.hub.store import Store
+from catena.serve.gateway.caching import Cover
 
 CONFIG = AuditConfig()
 WORDS = "a private word, 一句私房话".encode()
@@ -72,6 +76,38 @@ def test_what_was_sealed_opens_after_the_sealing_key_changed(store: Store, seale
     assert fresh.open(sealed) == WORDS
     assert fresh.secret("keys") == secret
     assert fresh.secret("other") != secret
+
+
+def test_only_who_needs_a_first_key_waits_for_who_holds_the_vault(store: Store, sealer: Sealer) -> None:
+    sealed, fresh = sealer.seal("ada", WORDS), Sealer(store.root, CONFIG)
+    with ThreadPoolExecutor(3) as threads:
+        with file_lock(store.root / "audit" / "write.lock"):
+            new = threads.submit(fresh.seal, "bob", WORDS)
+            assert threads.submit(fresh.open, sealed).result(20) == WORDS
+            more = threads.submit(fresh.seal, "ada", b"more").result(20)
+            assert not new.done()
+        assert fresh.open(new.result(20)) == WORDS
+    assert sealer.open(more) == b"more"
+
+
+def test_an_answer_that_waits_for_a_first_key_holds_up_nobody(store: Store, sealer: Sealer) -> None:
+    async def kept() -> bytes:
+        with file_lock(store.root / "audit" / "write.lock"):
+            putting = asyncio.create_task(Cover(sealer).put("bob", WORDS, b"key"))
+            for _ in range(10):
+                await asyncio.sleep(0.01)
+            assert not putting.done()
+        return await asyncio.wait_for(putting, 20)
+
+    assert sealer.open(asyncio.run(kept()), b"key") == WORDS
+
+
+def test_a_key_that_is_damaged_is_told(store: Store, sealer: Sealer) -> None:
+    sealer.seal("ada", WORDS)
+    [path] = (store.root / "audit" / "subjects").glob("*/*.*")
+    path.write_bytes(bytes(60))
+    with pytest.raises(IntegrityError, match="cannot be opened"):
+        Sealer(store.root, CONFIG).seal("ada", WORDS)
 
 
 def test_another_workspaces_words_are_told_from_erased_ones(tmp_path: Path, store: Store, sealer: Sealer) -> None:

@@ -16,6 +16,7 @@ import io
 import os
 import secrets
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -119,12 +120,23 @@ class Sealer:
         subject = subject if subject and self._subjects else SYSTEM
         with self._turn:
             self._refresh()
-            if (known := self._keys.get(subject)) is None:
-                with file_lock(self._places.folder / "write.lock"):  # no erasure at this moment
-                    self._refresh()
-                    known = self._keys[subject] = self._vault.key_for(subject)
-                self._ciphers[known[0]] = known[1]
-            return known
+            try:
+                known = self._remembered(subject, self._vault.known)
+            except (FileNotFoundError, IntegrityError):  # it is being erased, or it is damaged: told below
+                known = None
+        if known is None:  # who waits here, for a rewrap perhaps, keeps nobody from keys that there are
+            with file_lock(self._places.folder / "write.lock"), self._turn:  # no erasure at this moment
+                self._refresh()
+                known = self._remembered(subject, self._vault.key_for)
+                assert known is not None
+        return known
+
+    def _remembered(self, subject: str, ask: Callable[[str], tuple[bytes, Any] | None]) -> tuple[bytes, Any] | None:
+        """Return id and cipher of a subject's key, as the vault says where they are not known here."""
+        known = self._keys.get(subject) or ask(subject)
+        if known is not None:
+            self._keys[subject], self._ciphers[known[0]] = known, known[1]
+        return known
 
     def _cipher(self, head: bytes) -> Any:
         if not is_sealed(head) or len(head) < HEAD:

@@ -122,13 +122,18 @@ class Vault:
 
     def key_for(self, subject: str) -> tuple[bytes, Any]:
         """Return id and cipher of a subject's key, made and on the disk if there was none."""
-        known = self._of_subject.get(subject)
-        if known is None:
-            tag = self.tag(subject)
-            found = self._files(tag)
-            id, key = self._read(found[0]) if found else self._new(tag)
-            known = self._of_subject[subject] = (id, aes(key))
-            self._of_id[id] = known[1]
+        return self.known(subject) or self._remembered(subject, *self._new(self.tag(subject)))
+
+    def known(self, subject: str) -> tuple[bytes, Any] | None:
+        """Return id and cipher of a subject's key; None where there is none yet."""
+        if (known := self._of_subject.get(subject)) is not None:
+            return known
+        found = self._files(self.tag(subject))
+        return self._remembered(subject, *self._read(found[0])) if found else None
+
+    def _remembered(self, subject: str, id: bytes, key: bytes) -> tuple[bytes, Any]:
+        known = self._of_subject[subject] = (id, aes(key))
+        self._of_id[id] = known[1]
         return known
 
     def cipher(self, id: bytes) -> Any | None:

@@ -102,7 +102,7 @@ class Cache:
             return
         value = call.kind + b"\n" + bytes(call.answer)
         key = self._key(call, digest)
-        await self._answers.put(key, self._cover.put(call.who.tenant, value, key))
+        await self._answers.put(key, await self._cover.put(call.who.tenant, value, key))
         if self._semantic is not None:
             await self._semantic.keep(call, digest, value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -99,9 +100,11 @@ class Cover:
         self.mark = bytes(4) if sealer is None else VALUE
         """The beginning of an entry that has parts."""
 
-    def put(self, tenant: str, value: bytes, about: bytes) -> bytes:
-        """Return a value as it is kept."""
-        return value if self._sealer is None else self._sealer.seal(tenant, value, about)
+    async def put(self, tenant: str, value: bytes, about: bytes) -> bytes:
+        """Return a value as it is kept. A tenant's first key waits for whoever holds the vault: in a thread."""
+        if self._sealer is None:
+            return value
+        return await asyncio.to_thread(self._sealer.seal, tenant, value, about)
 
     def get(self, kept: bytes, about: bytes) -> bytes | None:
         """Return a value; None where nobody can read it any more, or it is not ours."""

@@ -149,12 +149,12 @@ class Semantic:
         if parts is None or call.ask.route not in ROUTES or (vector := await self._vector(parts[0])) is None:
             return
         key, tenant = self._key(call, digest, parts[1]), call.who.tenant
-        kept = self._cover.put(tenant, value, key)
+        kept = await self._cover.put(tenant, value, key)
         if self._store is None:
             self._add(key, vector, kept, time.time() + self._ttl_s)
             self._trim(key)
         else:
-            head = self._cover.put(tenant, vector.tobytes(), key)
+            head = await self._cover.put(tenant, vector.tobytes(), key)
             await self._store.add(key, self._cover.mark + len(head).to_bytes(4, "big") + head + kept)
 
     async def close(self) -> None:
