@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,6 +55,23 @@ def test_too_little_text_is_refused(context: Context, model: ModelVersion, text:
         little = out.commit()
     with pytest.raises(DataError, match="less than one row of 512"):
         quantize(context, chosen, model=model, data=little)
+
+
+def test_a_dataset_that_was_never_divided_is_calibrated_on_whole(
+    context: Context, model: ModelVersion, text: DatasetVersion
+) -> None:
+    with context.store.new_dataset("document") as out:
+        for sample in context.store.open_dataset(text).samples():
+            out.add(replace(sample, split=None))
+        undivided = out.commit()
+    chosen = config(method="gptq", scheme="int8")
+    small = quantize(context, chosen, model=model, data=undivided)
+    assert small.digest == quantize(context, chosen, model=model, data=text).digest
+    with pytest.raises(UsageError, match="no split 'test'") as caught:
+        quantize(
+            context, config(method="gptq", scheme="int8", calibration={"split": "test"}), model=model, data=undivided
+        )
+    assert caught.value.hint == "It has: all."
 
 
 def test_a_split_that_is_not_there_is_refused(context: Context, model: ModelVersion, text: DatasetVersion) -> None:

@@ -10,7 +10,7 @@ from catena.core.config import Config
 from catena.core.errors import DataError, UsageError
 from catena.core.sample import Sample, sample_id
 from catena.core.stage import Context
-from catena.core.types import DatasetVersion
+from catena.core.types import UNDIVIDED, DatasetVersion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ class CalibrationConfig(Config):
     """Which text, and how much of it. A few thousand tokens of the kind that the model will read are enough."""
 
     split: str = "train"
-    """Split of the data; never the one that is measured on afterwards."""
+    """Split of the data; never the one that is measured on afterwards. `train` of undivided data is all of it."""
     tokens: int = Field(default=32_768, ge=64)
     """How many at most; samples come in an order drawn by hash."""
     length: int = Field(default=512, ge=16)
@@ -46,11 +46,12 @@ def calibration_text(
     """
     import torch
 
-    if cfg.split not in data.splits and not (cfg.split == "train" and not data.splits):
+    undivided = data.splits.keys() <= {UNDIVIDED}
+    if cfg.split not in data.splits and not (cfg.split == "train" and undivided):
         raise UsageError(
             f"calibration.split: the data has no split {cfg.split!r}", hint=f"It has: {', '.join(data.splits)}."
         )
-    samples = ctx.store.open_dataset(data).samples(cfg.split if data.splits else None)
+    samples = ctx.store.open_dataset(data).samples(None if undivided else cfg.split)
     length = min(cfg.length, context or cfg.length)
     ids: list[int] = []
     for sample in sorted(samples, key=lambda one: sample_id(ctx.seed, one.id)):
