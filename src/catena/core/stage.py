@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., ArtifactBase])
 
-DATA_FILES = frozenset({".yaml", ".txt", ".json", ".jinja"})
+DATA_FILES = frozenset({".yaml", ".txt", ".tsv", ".json", ".jinja", ".c"})
 # Packages whose code carries artifacts about and does not decide what is in them: a change there re-runs nothing.
 CARRIERS = ("catena.core", "catena.hub", "catena.flow", "catena.cli")
 # Of these, what does decide: ids of samples, and how answers are sampled by default.
@@ -134,8 +134,8 @@ def code_digest(*modules: str) -> str:
     """Return one digest of the source of these modules and of all that they import from their own packages.
 
     Function-level imports count too, and so do the data files in a package's folder and below (presets, word lists,
-    phrasings): they decide what comes out as much as code does. So do the versions of the other packages that are
-    imported, and that of Python. `CARRIERS` are left out: see there.
+    phrasings, kernels in C): they decide what comes out as much as code does. So do the versions of the other packages
+    that are imported, and that of Python. `CARRIERS` are left out: see there.
     """
     found: dict[str, str] = {"python": ".".join(platform.python_version_tuple()[:2])}
     waiting = list(modules)
