@@ -6,6 +6,7 @@ import multiprocessing
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 
 from catena.core.errors import DataError, NotFound, UsageError
@@ -105,6 +106,9 @@ def test_rows_that_are_the_same_are_nothing_to_commit(store: Store, tmp_path: Pa
         (b'{"_id": "x", "text": ', "row 2 .*is not JSON"),
         (b"[1]", "row 2 .*is not an object"),
         (b'{"_id": "x", "text": "a", "metadata": "{"}', "row 2"),
+        (b'{"_id": "x", "text": "a", "_parents": "abc"}', "row 2 .*'_parents' is not a list of text"),
+        (b'{"_id": "x", "text": "a", "_parents": [1]}', "row 2 .*'_parents' is not a list of text"),
+        (b'{"_id": "x", "text": "a", "metadata": []}', "row 2 .*'metadata' is not an object"),
         (b'{"_id": "x", "text": 5}', "row 2 .*'text' of it is of the type int, not text"),
     ],
 )
@@ -116,6 +120,16 @@ def test_a_bad_line_commits_nothing(store: Store, tmp_path: Path, line: bytes, m
         versions.commit_file(store, "pages", path)
     assert len(versions.log(store, "pages")) == 1
     assert texts(store, "pages") == BASE
+
+
+def test_ids_that_are_numbers_stay_and_rows_without_one_get_it(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "numbered.jsonl"
+    rows = [{"_id": 0, "_parents": ["p"]}, {"_id": 1, "_parents": None}, {"_id": ""}, {"_id": None}, {}]
+    path.write_bytes(b"".join(orjson.dumps({**row, "text": str(at)}) + b"\n" for at, row in enumerate(rows)))
+    versions.commit_file(store, "numbered", path)
+    samples = list(store.open_dataset(store.resolve("numbered", DatasetVersion)).samples())
+    assert [(sample.id, sample.parents) for sample in samples[:2]] == [("0", ("p",)), ("1", ())]
+    assert [sample.id for sample in samples[2:]] == [sample_id("row", {"text": str(at)}) for at in (2, 3, 4)]
 
 
 def test_a_file_begins_a_name(store: Store, tmp_path: Path) -> None:

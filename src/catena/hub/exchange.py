@@ -200,18 +200,20 @@ def row_of(entry: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
         except binascii.Error as error:
             raise DataError(f"the column 'content' is not base64: {error}") from error
     check_fields(shape, data, "it")
-    metadata = entry.get("metadata") or {}
+    id, parents, metadata = (entry.get(name) for name in (ID, "_parents", "metadata"))
     if isinstance(metadata, str):
-        metadata = orjson.loads(metadata)
-    if not isinstance(metadata, dict):
+        metadata = orjson.loads(metadata or "{}")
+    if not isinstance(metadata, dict | None):
         raise DataError("the column 'metadata' is not an object")
+    if not isinstance(parents, list | tuple | None) or not all(isinstance(parent, str) for parent in parents or ()):
+        raise DataError("the column '_parents' is not a list of text")
     return {
-        ID: str(entry.get(ID) or sample_id("row", data)),
+        ID: sample_id("row", data) if id in (None, "") else str(id),
         "_source": entry.get("_source") or "",
         "_license": entry.get("_license"),
-        "_parents": list(entry.get("_parents") or ()),
+        "_parents": list(parents or ()),
         "_split": entry.get("_split"),
-        "metadata": orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS).decode(),
+        "metadata": orjson.dumps(metadata or {}, option=orjson.OPT_SORT_KEYS).decode(),
         **data,
     }
 
