@@ -7,8 +7,8 @@ who label at once lose nothing, and the second sees what the first has said.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -88,26 +88,20 @@ def _applied(
 ) -> tuple[np.ndarray[Any, Any], list[dict[str, Any]], list[tuple[Correction, Any]]]:
     """Return the positions of the rows that change, the rows as they become, and what cannot be applied."""
     opened = store.open_dataset(base)
-    wanted: dict[str, list[Correction]] = {}
+    places: dict[str, list[int]] = {one.id: [] for one in corrections}  # an id may stand more than once
+    for place, id in enumerate(keys_of(opened).to_pylist()):
+        if id in places:
+            places[id].append(place)
+    at = np.array(sorted(chain.from_iterable(places.values())), dtype=np.int64)
+    before = dict(zip(at.tolist(), map(fields_of, opened.take(at)), strict=True))
+    after = {place: dict(fields) for place, fields in before.items()}
+    conflicts: list[tuple[Correction, Any]] = []
     for one in corrections:
-        wanted.setdefault(one.id, []).append(one)
-    places = {id: at for at, id in enumerate(keys_of(opened).to_pylist()) if id in wanted}
-    conflicts: list[tuple[Correction, Any]] = [(one, None) for one in corrections if one.id not in places]
-    positions, rows = [], []
-    order = sorted(places.items(), key=lambda item: item[1])
-    at = np.array([place for _, place in order], dtype=np.int64)
-    for (id, place), row in zip(order, opened.take(at), strict=True):
-        fields: dict[str, Any] = dict(fields_of(row))
-        before: Mapping[str, Any] = dict(fields)
-        for one in wanted[id]:
-            stands = fields.get(one.field)
-            if stands == one.value:
-                continue
-            if stands != one.seen:
-                conflicts.append((one, stands))
-                continue
-            fields[one.field] = one.value
-        if fields != before:
-            positions.append(place)
-            rows.append(row_of(fields))
-    return np.array(positions, dtype=np.int64), rows, conflicts
+        rows = [after[place] for place in places[one.id]]
+        values = [row.get(one.field) for row in rows]
+        if one.seen in values:
+            rows[values.index(one.seen)][one.field] = one.value
+        elif one.value not in values:
+            conflicts.append((one, values[0] if values else None))
+    changed = [place for place in after if after[place] != before[place]]
+    return np.array(changed, dtype=np.int64), [row_of(after[place]) for place in changed], conflicts
