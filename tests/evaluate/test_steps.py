@@ -50,6 +50,13 @@ def ran(store: Store, one: Recipe) -> tuple[Run, Report]:
     return done.runs["scores"], output
 
 
+def test_a_plan_says_that_a_task_changed(named: Store, tmp_path: Path) -> None:
+    (path,) = written(tmp_path, write=WRITE)
+    ran(named, recipe(named, path))
+    Path(path).write_text(WRITE.replace("max_tokens: 4", "max_tokens: 3"))
+    assert [(row.status, row.reason) for row in make_plan(named, recipe(named, path))] == [("run", "changed: content")]
+
+
 def test_a_new_version_of_a_stored_dataset_is_measured(named: Store, tmp_path: Path) -> None:
     (path,) = written(tmp_path, pages=PAGES)
     one = recipe(named, path)

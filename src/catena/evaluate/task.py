@@ -201,7 +201,7 @@ class GenerateTask(Answered):
     """A template of the reference; one expression that gives a list has several, of which the best counts."""
     score: tuple[str, ...] = Field(default=("exact",), min_length=1)
     """How answers are compared: exact, verbatim, contains, numeric, token_f1, bleu, chrf, rouge1, rouge2, rougeL,
-    f1_macro, f1_micro, mcc."""
+    f1_macro, f1_micro."""
     normal: tuple[Normal, ...] = ()
     """What does not count in exact, contains and token_f1: case, punctuation, articles."""
 
@@ -225,7 +225,7 @@ class ChoiceTask(Prompted):
     correct: str
     """An expression: the number of the right choice (from 0), its text, or its letter (A is the first)."""
     score: tuple[str, ...] = Field(default=("acc", "acc_norm"), min_length=1)
-    """acc takes the likeliest, acc_norm the likeliest for its length in bytes; f1_macro, f1_micro, mcc of acc's."""
+    """acc takes the likeliest, acc_norm the likeliest for its length in bytes; f1_macro, f1_micro of acc's."""
 
     @field_validator("choices")
     @classmethod

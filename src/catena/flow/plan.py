@@ -136,6 +136,7 @@ def _why(store: Store, step: Step) -> str:
     last = done[-1]
     old, _ = check(type(step.config), last.config)
     config, before = step.config.deciding(), old.deciding() if old else last.config
+    before = {name: last.config.get(name, value) for name, value in before.items()}  # as it was, not made out anew
     changed = sorted(key for key in config.keys() | before.keys() if config.get(key) != before.get(key))
     if changed:
         return "changed: " + ", ".join(changed)
