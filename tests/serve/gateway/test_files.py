@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 
 from catena.serve.jobs import runner
 from catena.serve.jobs.files import Files
+from catena.serve.jobs.queue import Queue
 
 from .conftest import Start, eventually
 from .test_jobs import client_for as client_for
@@ -27,6 +31,24 @@ def test_many_files_leave_no_descriptor_open(start: Start, client_for: Any) -> N
         file = client.files.create(file=("a", b"{}\n" * (number + 1)), purpose="batch")
         assert client.files.content(file.id).read()
     eventually(lambda: descriptors() < before + 20)
+
+
+def test_two_files_at_once_do_not_share_the_room_for_one(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, both, looks, used = start(jobs={"max_tenant_bytes": 3000}), threading.Barrier(2), count(), Queue.used
+
+    def looked(queue: Queue, tenant: str) -> int:
+        found = used(queue, tenant)
+        if next(looks) < 2:
+            both.wait(30)
+        return found
+
+    def upload(name: str) -> int:
+        form = {"purpose": (None, "batch"), "file": (name, name.encode() * 2000)}
+        return running.client.post(f"{running.url}/v1/files", files=form).status_code
+
+    monkeypatch.setattr(Queue, "used", looked)
+    with ThreadPoolExecutor(2) as threads:
+        assert sorted(threads.map(upload, "ab")) == [200, 413]
 
 
 def test_a_sweep_that_fails_once_is_tried_again(

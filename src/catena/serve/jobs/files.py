@@ -97,19 +97,22 @@ class Files:
         if size > self._config.max_file_bytes:
             raise _too_long(self._config.max_file_bytes)
         lifetime = _lifetime(form)
-        used = await asyncio.to_thread(self._queue.used, tenant)
-        if used + size > self._config.max_tenant_bytes:
-            message = f"files would have more than {self._config.max_tenant_bytes} bytes; delete some"
-            raise WireError(message, param="file", code="storage_limit_reached", status=413)
+        await asyncio.to_thread(self._require_room, tenant, size)
         return await asyncio.to_thread(self._copied, upload, (tenant, plain_name(upload.filename or "")), lifetime)
 
     def _copied(self, upload: UploadFile, whose: tuple[str, str], lifetime: float | None) -> FileRow:
         with self.written() as path:
             size = self.seals.write(path, whose[0], iter(partial(upload.file.read, CHUNK), b""))
-            with file_lock(self._lock):  # or somebody deletes the same bytes at this moment
+            with file_lock(self._lock):  # or somebody deletes the same bytes, or takes the same room, at this moment
+                self._require_room(whose[0], size)
                 row = self.put((path, size), whose, "batch", lifetime)
                 self._queue.add_file(row)
             return row
+
+    def _require_room(self, tenant: str, size: int) -> None:
+        if self._queue.used(tenant) + size > self._config.max_tenant_bytes:
+            message = f"files would have more than {self._config.max_tenant_bytes} bytes; delete some"
+            raise WireError(message, param="file", code="storage_limit_reached", status=413)
 
     async def list(self, request: Request) -> Response:
         """List a tenant's files."""
