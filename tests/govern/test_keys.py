@@ -13,6 +13,8 @@ import pytest
 from catena.core.errors import EnvironmentProblem, NotFound, UsageError
 from catena.govern import access as access_module, keys as module
 from catena.govern.access import SNAPSHOT, Access, Denied
+from catena.govern.config import AuthConfig
+from catena.govern.crypto import open_signer
 from catena.govern.keys import Keys
 from catena.govern.roles import ACTIONS, GRANTED, ROLES, Principal, checked_actions
 from catena.hub.schema import api_keys
@@ -84,6 +86,29 @@ def test_many_who_come_with_a_new_key_at_once_wait_for_one_check(
 
     assert {one.subject for one in asyncio.run(all_at_once())} == {"ada"}
     assert len(asked) == 1
+
+
+def test_a_provider_that_hangs_keeps_no_key_from_being_checked(store: Store, keys: Keys) -> None:
+    key, asked, answers = keys.create("ada", "user")[0], threading.Event(), threading.Event()
+
+    def hangs(token: str) -> Principal:
+        asked.set()
+        answers.wait(30)
+        return Principal("bob", "user", "jwt")
+
+    access = Access(keys.all, store.root, open_signer(store.root), AuthConfig(), hangs).open()
+
+    async def both() -> tuple[str, str]:
+        token = asyncio.create_task(access.identify("a.b.c"))
+        await asyncio.to_thread(asked.wait, 30)
+        try:
+            first = await asyncio.wait_for(access.identify(key), 10)
+        finally:
+            answers.set()
+        return first.subject, (await token).subject
+
+    assert asyncio.run(both()) == ("ada", "bob")
+    access.close()
 
 
 def test_secrets_are_compared_in_constant_time(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,11 +80,11 @@ class Access:
         self._known: OrderedDict[bytes, str] = OrderedDict()
         self._wrong: OrderedDict[bytes, None] = OrderedDict()
         self._checking: dict[bytes, asyncio.Future[Any]] = {}
-        self._waiting = 0
         self._refreshing = threading.Lock()
         self._looking: asyncio.Future[bool] | None = None
         self._looked_at = 0.0
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="catena-keys")
+        # Two, or a provider that hangs while its keys are fetched would keep ours from being checked.
+        self._for_keys, self._for_tokens = _Desk("catena-keys"), _Desk("catena-tokens")
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -103,7 +103,8 @@ class Access:
         self._ended.set()
         if self._thread is not None:
             self._thread.join(10)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._for_keys.close()
+        self._for_tokens.close()
 
     def refresh(self) -> bool:
         """Ask the index once; tells whether it answered."""
@@ -197,7 +198,7 @@ class Access:
         if digest in self._wrong:
             raise _invalid()
         if self._tokens is not None and not credential.startswith(f"{keys.PREFIX}_"):
-            principal: Principal = await self._in_thread(self._tokens, credential)
+            principal: Principal = await self._for_tokens.run(self._tokens, credential)
             return principal
         parts = keys.split(credential)
         record = None if parts is None else self._records.get(parts[0])
@@ -237,7 +238,7 @@ class Access:
         """Tell whether a secret opens a key; many who ask with the same one at once wait for one answer."""
         checking = self._checking.get(digest)
         if checking is None:
-            checking = self._checking[digest] = asyncio.ensure_future(self._in_thread(keys.opens, record, secret))
+            checking = self._checking[digest] = asyncio.ensure_future(self._for_keys.run(keys.opens, record, secret))
             checking.add_done_callback(lambda _: self._checking.pop(digest, None))
         return bool(await asyncio.shield(checking))
 
@@ -256,7 +257,20 @@ class Access:
         if not looking.cancelled() and looking.exception() is not None:
             logger.error("looking for new keys failed", exc_info=looking.exception())
 
-    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+
+class _Desk:
+    """A thread that checks credentials, and a bound for those who wait for it."""
+
+    def __init__(self, name: str) -> None:
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._waiting = 0
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what work says; raises `EnvironmentProblem` where too many wait."""
         if self._waiting >= MOST_WAITING:
             raise EnvironmentProblem("too many new credentials at once", hint="Try again in a moment.")
         self._waiting += 1
