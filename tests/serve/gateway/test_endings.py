@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import os
 import signal
@@ -64,6 +65,20 @@ def test_what_is_told() -> None:
     assert told(-signal.SIGSEGV, False) == "ended by SIGSEGV"
     assert told(-signal.SIGKILL, True) == "was ended from outside (SIGKILL)"
     assert told(-99, False) == "ended by signal 99"
+
+
+def test_a_replica_that_could_not_be_started_leaves_nothing_open() -> None:
+    async def tried() -> None:
+        one = child.Child("m", ("nothing.py",), {"TOO_LONG": "x" * (1 << 22)})
+        with pytest.raises(OSError, match="Argument list too long"):
+            await one.start(5)
+        await one.stop(1)
+
+    asyncio.run(tried())  # what opens once, opens here
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        asyncio.run(tried())
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def kill_under(running: Running, times: int) -> None:

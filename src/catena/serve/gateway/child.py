@@ -98,7 +98,8 @@ class Child:
 
     async def stop(self, seconds: float) -> None:
         """Ask it to end, wait for so long, and end it then."""
-        if self._process is None:
+        if self._process is None:  # it could not even be started
+            await self._tidy()
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
