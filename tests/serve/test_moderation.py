@@ -256,11 +256,11 @@ def test_reasons_stand_in_the_audit(store: Store, tokenizer: Any) -> None:
 # -- the stream of bytes, cut at every place ------------------------------------------------------------------------
 
 
-def sent(app_bytes: list[bytes]) -> bytes:
-    """What leaves when a route sends an event stream in these pieces."""
+def sent(app_bytes: list[bytes], kind: bytes = b"text/event-stream", path: str = "/v1/chat/completions") -> bytes:
+    """What leaves when a route sends an answer (an event stream) in these pieces."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream")]
+        headers = [(b"content-type", kind)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for number, piece in enumerate(app_bytes):
             await send({"type": "http.response.body", "body": piece, "more_body": number + 1 < len(app_bytes)})
@@ -276,7 +276,7 @@ def sent(app_bytes: list[bytes]) -> bytes:
 
         with Moderator(ModerationConfig(on=True)) as moderator:
             headers = [(b"content-type", b"application/json")]
-            scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+            scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
             await Moderation(app, moderator, ServeConfig())(scope, receive, send)
 
     asyncio.run(run())

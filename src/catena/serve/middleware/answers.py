@@ -19,7 +19,13 @@ from catena.serve.middleware.runs import Run, form_of
 from catena.serve.stream import DONE, event as framed
 
 FILTERED = "content_filter"
+LEGACY = -1
+"""The number under which a `function_call` grows: it is the one call of its choice."""
 TEXTS = ("content", "refusal", "reasoning_content", "reasoning", "text")
+PROTOCOL = frozenset(
+    {"type", "id", "item_id", "call_id", "role", "object", "status", "finish_reason", "encrypted_content"}
+)
+"""Keys whose values a model does not write."""
 
 
 def note(exchange: Exchange, where: str, outcomes: Iterable[Outcome]) -> None:
@@ -38,6 +44,8 @@ class Answers(ABC):
         self._streams: dict[Any, Stream] = {}
         self.cut = False
         """Whether nothing more shall be sent, though more may come."""
+        self._blocked = False
+        """Whether a whole text had something in it that is blocked."""
 
     @abstractmethod
     def whole(self, body: Any) -> Any:
@@ -100,8 +108,24 @@ class Answers(ABC):
             note(self._exchange, "answer", [outcome])
         return outcome
 
-    def _reviewed(self, text: str) -> Outcome:
-        return self._noted(self._moderator.review(text))
+    def _walked(self, value: Any, key: str = "") -> Any:
+        """Return a value with every text in it as it may leave, also those that only show when parts are joined."""
+        if isinstance(value, str) and key not in PROTOCOL:
+            outcome = self._noted(self._moderator.review(value))
+            self._blocked |= outcome.blocked
+            return outcome.text
+        if isinstance(value, dict):
+            return {name: self._walked(one, name) for name, one in value.items()}
+        if not isinstance(value, list):
+            return value
+        made = [self._walked(one, key) for one in value]
+        parts = [one for one in made if isinstance(one, dict) and isinstance(one.get("text"), str)]
+        text = "".join(one["text"] for one in parts)
+        if len(parts) > 1 and (outcome := self._moderator.review(text)).text != text:
+            self._blocked |= self._noted(outcome).blocked
+            for number, one in enumerate(parts):
+                one["text"] = "" if number else outcome.text
+        return made
 
 
 class ChoiceAnswers(Answers):
@@ -112,25 +136,20 @@ class ChoiceAnswers(Answers):
         parsed = exchange.parsed if isinstance(exchange.parsed, dict) else {}
         self._wanted = parsed.get("n") or 1
         self._over: set[int] = set()
+        self._dropped: set[str] = set()
         self._blocked_early = False
         self._run: Run | None = None
 
     def whole(self, body: Any) -> Any:
         """Return a body whose choices end where a blocked span begins."""
         for choice in body.get("choices") or ():
-            choice["logprobs"] = None
-            place = choice.get("message", choice)
-            blocked = False
-            for name in TEXTS:
-                if isinstance(place.get(name), str):
-                    outcome = self._reviewed(place[name])
-                    place[name], blocked = outcome.text, blocked or outcome.blocked
-            for call in place.get("tool_calls") or ():
-                outcome = self._reviewed(call["function"]["arguments"])
-                call["function"]["arguments"], blocked = outcome.text, blocked or outcome.blocked
-            if blocked:
-                place.pop("tool_calls", None)
+            self._blocked = False
+            choice.pop("token_ids", None)
+            choice |= self._walked({**choice, "logprobs": None})
+            if self._blocked:
                 choice["finish_reason"] = FILTERED
+                for name in ("tool_calls", "function_call"):
+                    (choice.get("message") or choice).pop(name, None)
         return body
 
     def passed(self, data: bytes) -> tuple[bytes, bytes]:
@@ -203,14 +222,18 @@ class ChoiceAnswers(Answers):
         if index in self._over:
             return None
         finished = choice.get("finish_reason") is not None
-        delta = dict(choice.get("delta") or {})
+        delta = choice.get("delta") or {}
         place = delta if "delta" in choice else choice
-        texts = {name: place[name] for name in TEXTS if isinstance(place.get(name), str)}
+        texts = {name: text for name in place if isinstance(text := place[name], str) and self._grows(name, choice)}
         made, blocked = self._texts(index, texts, finished)
-        calls, blocked_call = self._calls(index, delta.get("tool_calls") or [], finished)
+        asked = [*(delta.get("tool_calls") or ())]
+        if isinstance(delta.get("function_call"), dict):
+            asked.append({"index": LEGACY, "function": delta["function_call"]})
+        calls, blocked_call = self._calls(index, asked, finished)
         blocked = blocked or blocked_call
-        rest = {name: value for name, value in delta.items() if name not in TEXTS and name != "tool_calls"}
-        if not (made or calls or rest or finished or blocked) and (texts or delta.get("tool_calls")):
+        rest = {name: value for name, value in delta.items() if value is None or name == "role"}
+        self._drop({name for name in delta if delta[name]} - texts.keys() - {"role", "tool_calls", "function_call"})
+        if not (made or calls or rest or finished or blocked) and (texts or asked):
             return None
         if "role" in rest and not made:  # the first chunk says whose words follow
             made = dict.fromkeys(texts, "")
@@ -218,16 +241,31 @@ class ChoiceAnswers(Answers):
             self._over.add(index)
             self._blocked_early = self._blocked_early or (blocked and not finished)
         reason = FILTERED if blocked else choice.get("finish_reason")
-        told = {**choice, "logprobs": None, "finish_reason": reason}
-        if "delta" in choice:
-            kept = {"tool_calls": calls} if calls and not blocked else {}
-            return {**told, "delta": {**rest, **made, **kept}}
-        return {**told, "text": made.get("text", "")}
+        told: dict[str, Any] = {name: choice[name] for name in ("index", "stop_reason") if name in choice}
+        told |= {"logprobs": None, "finish_reason": reason}
+        if "delta" not in choice:
+            return {**told, "text": made.get("text", "")}
+        kept = [] if blocked else calls
+        tools = [one for one in kept if one["index"] != LEGACY]
+        legacy = next(({"function_call": one["function"]} for one in kept if one["index"] == LEGACY), {})
+        return {**told, "delta": {**rest, **made, **legacy, **({"tool_calls": tools} if tools else {})}}
+
+    @staticmethod
+    def _grows(name: str, choice: dict[str, Any]) -> bool:
+        """Tell whether a string of a chunk is a text that grows: each of a delta, of a completion the known ones."""
+        return name != "role" if "delta" in choice else name in TEXTS
+
+    def _drop(self, names: set[str]) -> None:
+        """Note what does not leave, because nobody knows how it grows; once for each stream."""
+        for name in sorted(names - self._dropped):
+            self._dropped.add(name)
+            told = {"by": "moderation", "where": "answer", "decision": "dropped", "detail": name}
+            self._exchange.decisions.append(told)
 
     def _texts(self, index: int, texts: dict[str, str], finished: bool) -> tuple[dict[str, str], bool]:
         """Return what of a choice's texts may leave by now, and whether one is blocked."""
         made: dict[str, str] = {}
-        names = {*texts, *(key[1] for key in self._streams if finished and key[0] == index and key[1] in TEXTS)}
+        names = {*texts, *(key[1] for key in self._streams if finished and key[0] == index and len(key) == 2)}
         blocked = False
         for name in names:
             outcome = self._pushed((index, name), texts.get(name, ""), end=finished)
@@ -241,131 +279,19 @@ class ChoiceAnswers(Answers):
         made, blocked = [], False
         seen = set()
         for number, call in enumerate(calls):
-            key = (index, "call", call.get("index", number))
+            kind, name = ("custom", "input") if isinstance(call.get("custom"), dict) else ("function", "arguments")
+            key = (index, "call", call.get("index", number), kind, name)
             seen.add(key)
-            function = dict(call.get("function") or {})
-            outcome = self._pushed(key, function.get("arguments") or "", end=finished)
-            blocked = blocked or outcome.blocked
-            if "arguments" in function:
-                function["arguments"] = outcome.text
-            made.append({**call, "function": function})
+            inner = call.get(kind) or {}
+            outcome = self._pushed(key, str(inner.get(name) or ""), end=finished)
+            called = self._noted(self._moderator.review(str(inner.get("name") or "")))
+            blocked = blocked or outcome.blocked or called.blocked
+            told = {one: call[one] for one in ("id", "type") if one in call}
+            grown = {one: text for one, text in (("name", called.text), (name, outcome.text)) if one in inner}
+            made.append({"index": key[2], **told, kind: grown})
         for key in [one for one in self._streams if finished and one[:2] == (index, "call") and one not in seen]:
             outcome = self._pushed(key, "", end=True)
             blocked = blocked or outcome.blocked
             if outcome.text:
-                made.append({"index": key[2], "function": {"arguments": outcome.text}})
+                made.append({"index": key[2], key[3]: {key[4]: outcome.text}})
         return made, blocked
-
-
-class ResponseAnswers(Answers):
-    """Responses: items of `output`, and events that tell how they grow."""
-
-    def __init__(self, moderator: Moderator, exchange: Exchange) -> None:
-        super().__init__(moderator, exchange)
-        self._said: dict[tuple[int, int], str] = {}
-        """What has left of each text: by output and content index; -1 are a call's arguments."""
-        self._response: dict[str, Any] = {}
-        self._items: dict[int, dict[str, Any]] = {}
-        self._number = 0
-
-    def whole(self, body: Any) -> Any:
-        """Return a body whose items end where a blocked span begins."""
-        kept = []
-        for item in body.get("output") or ():
-            blocked = False
-            for part in item.get("content") or ():
-                part["logprobs"] = []
-                outcome = self._reviewed(part.get("text") or "")
-                part["text"], blocked = outcome.text, blocked or outcome.blocked
-            if "arguments" in item:
-                outcome = self._reviewed(item["arguments"])
-                item["arguments"], blocked = outcome.text, blocked or outcome.blocked
-            kept.append(item)
-            if blocked:
-                item["status"] = "incomplete"
-                body |= {"status": "incomplete", "incomplete_details": {"reason": FILTERED}}
-                break
-        if "output" in body:
-            body["output"] = kept
-        return body
-
-    def end(self) -> bytes:
-        """A stream of this kind ends with its last event."""
-        return b""
-
-    def changed(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the events in place of one, numbered anew."""
-        for one in self._events(body):
-            yield {**one, "sequence_number": self._number}
-            self._number += 1
-
-    def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        kind, output = str(body.get("type", "")), int(body.get("output_index", 0))
-        if isinstance(body.get("response"), dict):
-            self._response = body["response"]
-        if kind == "response.output_item.added":
-            self._items[output] = body["item"]
-        place = (output, -1 if "function_call_arguments" in kind else int(body.get("content_index", 0)))
-        if kind.endswith(".delta"):
-            yield from self._grown(body, place, str(body.get("delta", "")), end=False)
-            return
-        if kind.endswith(("output_text.done", "refusal.done", "function_call_arguments.done")):
-            more = {**body, "type": kind.removesuffix("done") + "delta"}
-            for name in ("text", "refusal", "arguments", "name"):
-                more.pop(name, None)
-            yield from self._grown(more, place, "", end=True)
-            if self.cut:
-                return
-        yield self._settled(body)
-
-    def _grown(
-        self, body: dict[str, Any], place: tuple[int, int], piece: str, *, end: bool
-    ) -> Iterator[dict[str, Any]]:
-        outcome = self._pushed(place, piece, end=end)
-        self._said[place] = self._said.get(place, "") + outcome.text
-        without: dict[str, Any] = {"logprobs": []} if "logprobs" in body else {}
-        if outcome.text:
-            yield {**body, "delta": outcome.text, **without}
-        if outcome.blocked:
-            self.cut = True
-            yield {"type": "response.incomplete", "response": self._incomplete()}
-
-    def _settled(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return an event with the texts in it as they have left."""
-        output = int(body.get("output_index", 0))
-        made = {**body}
-        for name, index in (("text", int(body.get("content_index", 0))), ("arguments", -1)):
-            if isinstance(body.get(name), str):
-                made[name] = self._said.get((output, index), "")
-        if isinstance(body.get("part"), dict):
-            made["part"] = self._part(body["part"], (output, int(body.get("content_index", 0))))
-        if isinstance(body.get("item"), dict):
-            made["item"] = self._item(body["item"], output)
-        if isinstance(body.get("response"), dict):
-            items = body["response"].get("output") or []
-            made["response"] = {**body["response"], "output": [self._item(one, at) for at, one in enumerate(items)]}
-        if "logprobs" in made:
-            made["logprobs"] = []
-        return made
-
-    def _item(self, item: dict[str, Any], output: int) -> dict[str, Any]:
-        made = {**item}
-        if isinstance(item.get("content"), list):
-            made["content"] = [self._part(part, (output, at)) for at, part in enumerate(item["content"])]
-        if isinstance(item.get("arguments"), str):
-            made["arguments"] = self._said.get((output, -1), "")
-        return made
-
-    def _part(self, part: dict[str, Any], place: tuple[int, int]) -> dict[str, Any]:
-        without: dict[str, Any] = {"logprobs": []} if "logprobs" in part else {}
-        return {**part, **({"text": self._said.get(place, "")} if "text" in part else {}), **without}
-
-    def _incomplete(self) -> dict[str, Any]:
-        items = []
-        for output, item in sorted(self._items.items()):
-            texts = [text for (at, index), text in sorted(self._said.items()) if at == output and index >= 0]
-            parts = [{"type": "output_text", "text": text, "annotations": [], "logprobs": []} for text in texts]
-            content = {"content": parts} if item.get("type") == "message" else {}
-            items.append({**self._item({**item, "content": []}, output), **content, "status": "incomplete"})
-        details = {"reason": FILTERED}
-        return {**self._response, "status": "incomplete", "incomplete_details": details, "output": items}

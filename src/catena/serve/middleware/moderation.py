@@ -15,14 +15,15 @@ from typing import Any
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from catena.core.errors import CatenaError
+from catena.core.errors import CatenaError, RemoteError
 from catena.govern.moderation.moderator import Moderator
 from catena.govern.moderation.stream import Outcome
 from catena.serve.config import ServeConfig
 from catena.serve.endpoint import Gone
 from catena.serve.errors import answer_to
-from catena.serve.middleware.answers import Answers, ChoiceAnswers, ResponseAnswers, note
+from catena.serve.middleware.answers import Answers, ChoiceAnswers, note
 from catena.serve.middleware.exchange import Exchange, exchange_of, read_json, replace_json
+from catena.serve.middleware.responses import ResponseAnswers
 from catena.serve.rules import Rules
 from catena.serve.wire import WireError
 
@@ -38,6 +39,7 @@ UNTAGGED = {0xE0000 + code: code for code in range(0x20, 0x7F)}
 LONG = 20_000
 """Characters from which on a request is looked through in a thread."""
 NEEDS_TEXT = "this server looks through prompts, so {} must be text and not token ids"
+NOT_SEEN = "the model's answer is of a kind that is not looked through, so it is not given"
 NO_LOGPROBS = "log-probabilities are not given while answers are moderated: they would tell the tokens"
 
 
@@ -225,18 +227,33 @@ class _Outgoing:
 
     async def _begin(self, message: Message) -> None:
         kinds = [value.partition(b";")[0] for name, value in message["headers"] if name.lower() == b"content-type"]
+        kind = (kinds or [b""])[0].strip().lower()
         if message["status"] >= 400:
             self._kind = "error"
+        elif kind == b"text/event-stream":
+            self._kind = "events"
+        elif kind.endswith((b"/json", b"+json")):
+            self._kind, self._start = "json", message  # its length may change
+            return
         else:
-            self._kind = {b"text/event-stream": "events", b"application/json": "json"}.get((kinds or [b""])[0], "other")
-        if self._kind == "json":
-            self._start = message  # its length may change
-        else:
-            await self._send(message)
+            await self._refuse()
+            return
+        await self._send(message)
+
+    async def _refuse(self) -> None:
+        """Answer in place of what cannot be looked through."""
+        self._stop()
+        await answer_to(RemoteError(NOT_SEEN))({"type": "http"}, self._receive, self._send)
 
     async def _whole(self) -> None:
         assert self._start is not None
-        parsed = orjson.loads(self._held)
+        try:
+            parsed = orjson.loads(self._held)
+        except orjson.JSONDecodeError:
+            parsed = None
+        if not isinstance(parsed, dict):
+            await self._refuse()
+            return
         body = orjson.dumps(self._answers.whole(parsed))
         headers = [
             (name, b"%d" % len(body) if name.lower() == b"content-length" else value)
