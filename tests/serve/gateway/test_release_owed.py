@@ -89,5 +89,5 @@ def test_a_decision_that_the_disk_does_not_let_happen_fails_no_request_and_is_tr
     pool.crashes = 3
     eventually(lambda: refused)
     assert running.chat("hi").status_code == 200
-    assert "the release of m waits" in caplog.text
+    assert "not on the disk yet" in caplog.text
     assert not releases.active, "it went back all the same"

@@ -79,12 +79,12 @@ class Acts:
 
     def __init__(self, log: ChangeLog, keep: Callable[[], None]) -> None:
         self._log, self._keep = log, keep
-        self._owed: list[dict[str, Any]] = []
+        self._owed: list[tuple[str, str, str, dict[str, Any]]] = []
         self._again = 0.0
 
     def add(self, act: str, model: str, by: str, **facts: Any) -> None:
         """Write down an act, now or later."""
-        self._owed.append({"act": act, "model": model, "by": by, "time": round(time.time(), 3), **facts})
+        self._owed.append((act, model, by, {"time": round(time.time(), 3), **facts}))
         self.write()
 
     def due(self) -> bool:
@@ -98,7 +98,8 @@ class Acts:
         try:
             self._keep()
             while self._owed:
-                self._log.add(**self._owed[0])
+                act, model, by, facts = self._owed[0]
+                self._log.add(act, model, by, **facts)
                 del self._owed[0]
         except OSError as error:
             self._again = time.monotonic() + AGAIN_S
