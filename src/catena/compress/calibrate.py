@@ -10,7 +10,7 @@ from catena.core.config import Config
 from catena.core.errors import DataError, UsageError
 from catena.core.sample import Sample, sample_id
 from catena.core.stage import Context
-from catena.core.types import UNDIVIDED, DatasetVersion
+from catena.core.types import DatasetVersion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +46,13 @@ def calibration_text(
     """
     import torch
 
-    undivided = data.splits.keys() <= {UNDIVIDED}
-    if cfg.split not in data.splits and not (cfg.split == "train" and undivided):
+    split = data.split_of(cfg.split)
+    if split not in data.splits:
         raise UsageError(
-            f"calibration.split: the data has no split {cfg.split!r}", hint=f"It has: {', '.join(data.splits)}."
+            f"calibration.split: the data has no split {cfg.split!r}",
+            hint=f"It has: {', '.join(data.splits) or 'nothing'}.",
         )
-    samples = ctx.store.open_dataset(data).samples(None if undivided else cfg.split)
+    samples = ctx.store.open_dataset(data).samples(split)
     length = min(cfg.length, context or cfg.length)
     ids: list[int] = []
     for sample in sorted(samples, key=lambda one: sample_id(ctx.seed, one.id)):

@@ -123,6 +123,10 @@ class DatasetVersion(ArtifactBase):
         found = self.profile.get("funnel")
         return Funnel.model_validate(found) if found else None
 
+    def split_of(self, name: str) -> str:
+        """Return the split that is meant: `train` of a dataset that was never divided is all of it."""
+        return UNDIVIDED if name == "train" and set(self.splits) == {UNDIVIDED} else name
+
 
 class ModelVersion(ArtifactBase):
     """An immutable checkpoint folder that plain `transformers` loads (or a tokenizer, adapter, GGUF, ONNX, filter)."""

@@ -9,7 +9,7 @@ from catena.core.digest import digest_of
 from catena.core.errors import DataError
 from catena.core.sample import Sample
 from catena.core.stage import Context
-from catena.core.types import UNDIVIDED, ArtifactBase, DatasetVersion, ModelVersion, Shape
+from catena.core.types import ArtifactBase, DatasetVersion, ModelVersion, Shape
 from catena.hub.fields import check_fields, near, need_shape
 from catena.models.adapters import AdapterConfig
 
@@ -21,18 +21,13 @@ UNKNOWN = "unknown_tokens"
 """Count of tokens of a text that stand for a character which the vocabulary lacks."""
 
 
-def split_of(data: DatasetVersion, split: str) -> str:
-    """Return the split that is meant: `train` of a dataset that was never divided is all of it."""
-    return UNDIVIDED if split == "train" and set(data.splits) == {UNDIVIDED} else split
-
-
 def check_split(data: DatasetVersion, split: str, shape: Shape) -> int:
     """Return how many samples a split has; of an undivided dataset, `train` is all of it.
 
     Raises `UsageError` for a dataset of another shape and `DataError` where the split holds nothing.
     """
     need_shape(data, shape, what="data")
-    meant = split_of(data, split)
+    meant = data.split_of(split)
     if meant in data.splits and data.splits[meant].rows:
         return data.splits[meant].rows
     present = ", ".join(f"{name} ({facts.rows})" for name, facts in data.splits.items()) or "nothing"
@@ -43,7 +38,7 @@ def check_split(data: DatasetVersion, split: str, shape: Shape) -> int:
 def read_split(ctx: Context, data: DatasetVersion, split: str, shape: Shape) -> list[Sample]:
     """Return the samples of one split, in order; raises as `check_split` does."""
     check_split(data, split, shape)
-    return [checked(shape, sample) for sample in ctx.store.open_dataset(data).samples(split_of(data, split))]
+    return [checked(shape, sample) for sample in ctx.store.open_dataset(data).samples(data.split_of(split))]
 
 
 def checked(shape: Shape, sample: Sample) -> Sample:
@@ -69,7 +64,7 @@ def encode_split(ctx: Context, role: str, data: DatasetVersion, split: str, *, p
 
     count = check_split(data, split, plan.shape)
     field = {"document": "text", "conversation": "messages"}[plan.shape]
-    samples = ctx.store.open_dataset(data).samples(split_of(data, split))
+    samples = ctx.store.open_dataset(data).samples(data.split_of(split))
     items = (checked(plan.shape, sample).data[field] for sample in samples)
     tokens = token_shards(ctx, role, plan, words, items, (digest_of([data.digest, split]), count))
     for reason, number in tokens.counts.items():

@@ -15,7 +15,7 @@ from catena.core.errors import DataError, UsageError
 from catena.core.stage import Context, stage
 from catena.core.types import DatasetVersion, ModelVersion
 from catena.models.adapters import AdapterConfig, attach
-from catena.train.artifacts import encode_split, fingerprint, license_of, seed_of, split_of, store_trained
+from catena.train.artifacts import encode_split, fingerprint, license_of, seed_of, store_trained
 from catena.train.curriculum import Curriculum, Phase, facts_of
 from catena.train.launch import launched
 from catena.train.overlong import Overlong
@@ -89,7 +89,7 @@ def sft(
     rows = _conversations(ctx, data, cfg.split, plan, words)
     rows.check_vocabulary(model.config.vocab_size)
     pad = words.pad_token_id if words.pad_token_id is not None else words.eos_token_id or 0
-    samples = ctx.store.open_dataset(data).samples(split_of(data, cfg.split))
+    samples = ctx.store.open_dataset(data).samples(data.split_of(cfg.split))
     facts = facts_of(samples, rows.samples.tolist(), cfg.take_turns)
     conversations = Curriculum(cfg, facts, rows, seed_of(ctx), pad)
     course: Curriculum | Replayed = conversations
@@ -134,7 +134,7 @@ def _conversations(ctx: Context, data: DatasetVersion, split: str, plan: Encodin
     rows = encode_split(ctx, split, data, split, plan=plan, words=words)
     if not len(rows):
         raise DataError(
-            f"none of {data.splits[split_of(data, split)].rows} conversations has assistant tokens to learn from",
+            f"none of {data.splits[data.split_of(split)].rows} conversations has assistant tokens to learn from",
             hint="Each needs a message of the role assistant that begins within the model's context.",
         )
     ctx.events.log(f"{len(rows)} conversations, {rows.total} tokens, {rows.learnt} of them learnt from")
